@@ -1,0 +1,286 @@
+"""What a kind of slot is: all that the judge and the module host know about it.
+
+The judge is generic over kinds. It asks a `SlotKind` for cases, inputs, expected outputs and tolerances, and drives an
+implementation through a `Runner`. The trusted side of a kind (`cases` ... `proxy`) runs in the judge. The other side
+(`driver`) runs in the module host beside contributor code, and is told nothing but the inputs of the call at hand.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.slots.header import Header
+from engine.slots.source import Source
+
+Scalar = int | float | str | bool | None
+Suite = Literal["unit", "performance"]
+Access = Literal["private", "read", "write"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine that implementations are judged on, as far as they may know it.
+
+    `peak_bytes_per_s` and `peak_flops` are the ceilings used for physical floors; they are deliberately above what was
+    ever measured, because a result under a floor is called impossible.
+    """
+
+    machine_class: str
+    device: Literal["cpu", "cuda"]
+    dtypes: tuple[str, ...]
+    sm: int = 0
+    threads: int = 1
+    peak_bytes_per_s: float = 0.0
+    peak_flops: float = 0.0
+    last_level_cache_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a tensor that does not exist yet; `dtype` is the name without "torch."."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def nbytes(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * self.torch_dtype.itemsize
+
+    @staticmethod
+    def of(tensor: Tensor) -> "TensorSpec":
+        return TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One published workload: a name that people read, the dtype, and the numbers that define its shapes."""
+
+    name: str
+    dtype: str
+    params: Mapping[str, Scalar]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.params[key]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor that outlives one call: a weight, a KV cache, a packed weight.
+
+    `private` stays in the judge (an original weight); `read` is mapped read-only in the host where the device allows
+    it; `write` may be changed by the host (a KV cache), and the judge compares it with what it should then be.
+    """
+
+    tensor: Tensor
+    access: Access
+
+
+HeldSet = dict[str, Held]
+
+
+@dataclass
+class Call:
+    """One request to an implementation.
+
+    `inputs` arrive with the message. `outputs` are allocated and poisoned by the judge. `params` are the numbers that the
+    operation needs beside tensors. `check_state` names held tensors of access `write` that the judge compares after the call.
+    """
+
+    operation: str
+    params: dict[str, Scalar]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, TensorSpec]
+    check_state: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Work done once in a host of its own, whose named results (of the implementation's choosing) become held tensors."""
+
+    operation: str
+    params: dict[str, Scalar]
+    inputs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Why an output or a property is wrong: a sentence, and the first wrong element where there is one."""
+
+    sentence: str
+    output: str = ""
+    index: tuple[int, ...] = ()
+    expected: float | None = None
+    got: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that any correct implementation must do: bytes read and written once, floating-point operations."""
+
+    bytes: int
+    flops: int
+
+
+class Runner(Protocol):
+    """How trusted code reaches an implementation: a confined host, or (in tests of the kinds) the same process."""
+
+    def hold(self, held: HeldSet) -> dict[str, Tensor]:
+        """Shares tensors with the implementation under their names, replacing earlier ones; returns the judge's views.
+
+        `private` ones are not shared and come back as they are.
+        """
+
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        """Runs a preparation; returns copies of its named results."""
+
+    def run(self, call: Call) -> dict[str, Tensor]:
+        """Runs a call; returns the judge's own copy of the outputs. Raises `CallFailed` with a sentence."""
+
+
+class CallFailed(Exception):
+    """The implementation raised, refused, died or tampered; `str(error)` is a sentence for its author."""
+
+
+class Driver(Protocol):
+    """The host's side of a kind: turns one message into calls on the implementation."""
+
+    def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Runs a preparation and returns its named tensors."""
+
+    def run(
+        self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor], held: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Runs an operation and returns the named outputs; the host copies them into the judge's buffers."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """Something that must be true of every implementation beyond closeness to the reference."""
+
+    name: str
+    statement: str
+    check: Callable[[Runner, Source], Finding | None]
+
+
+class SlotKind(ABC):
+    """The declaration of one kind. Each method says on which side of the trust boundary it runs."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    default: ClassVar[str]
+    """Name of the implementation that the engine uses, against which a new file is measured."""
+
+    # -- the judge's side -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def why_not(self, header: Header, environment: Environment) -> list[str]:
+        """Reasons, as sentences, for which an implementation with this header cannot be judged here; else an empty list."""
+
+    @abstractmethod
+    def cases(self, suite: Suite, header: Header, environment: Environment) -> Sequence[Case]:
+        """The published cases of a suite that this header claims to support."""
+
+    @abstractmethod
+    def vary(self, case: Case, source: Source) -> Case:
+        """The case as one attempt sees it: lengths, layouts and distributions drawn around the published workload."""
+
+    @abstractmethod
+    def held(self, case: Case, source: Source) -> HeldSet:
+        """The tensors that outlive a call."""
+
+    def preparation(self, case: Case, held: HeldSet) -> Preparation | None:
+        """What is to be prepared in a host of its own before calls are made, if anything."""
+        return None
+
+    def settle(self, case: Case, header: Header, held: HeldSet, runner: Runner) -> tuple[HeldSet, Finding | None]:
+        """Checks what was prepared, through a fresh host that holds only that; returns further private tensors."""
+        return {}, None
+
+    @abstractmethod
+    def draw(self, case: Case, held: HeldSet, source: Source) -> Call:
+        """A call with fresh inputs."""
+
+    @abstractmethod
+    def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
+        """What the reference computes for the call, accumulated in float32 or better, in float32.
+
+        Includes an entry `state:NAME` for each name in `call.check_state`.
+        """
+
+    @abstractmethod
+    def plain(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
+        """What the plain path in the case's own dtype computes: its error is the yardstick of class E."""
+
+    @abstractmethod
+    def compare(
+        self,
+        case: Case,
+        header: Header,
+        got: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        plain: Mapping[str, Tensor] | None,
+    ) -> Finding | None:
+        """None where `got` is right for the declared class. Without `plain` (timed calls) a fixed bound per dtype holds."""
+
+    @abstractmethod
+    def properties(self, header: Header, environment: Environment) -> Sequence[Property]:
+        """What the unit suite checks beside the matrix of cases."""
+
+    @abstractmethod
+    def work(self, case: Case, held: HeldSet, call: Call) -> Work:
+        """The floor of the call on any machine."""
+
+    def figures(self, case: Case, held: HeldSet) -> dict[str, float]:
+        """Figures for display that follow from what was prepared (bits per weight), by name with unit."""
+        return {}
+
+    @abstractmethod
+    def proxy(self, runner: Runner, header: Header) -> Any:
+        """An object that fulfils the kind's contract inside the judge's engine and forwards every call through `runner`."""
+
+    # -- the host's side --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def why_malformed(self, implementation: Any) -> list[str]:
+        """Sentences that say what the class lacks of the contract; else an empty list. Runs in the host."""
+
+    @abstractmethod
+    def driver(self, implementation: Any) -> Driver:
+        """The driver of an instance of the registered class. Runs in the host."""
+
+
+def kind_named(name: str) -> SlotKind:
+    """The declaration of the kind called `name`. Raises KeyError."""
+    if name == "attention":
+        from engine.slots.attention import ATTENTION
+
+        return ATTENTION
+    if name == "quantization":
+        from engine.slots.quantization import QUANTIZATION
+
+        return QUANTIZATION
+    if name == "normalization":
+        from engine.slots.normalization import NORMALIZATION
+
+        return NORMALIZATION
+    if name == "activation":
+        from engine.slots.activation import ACTIVATION
+
+        return ACTIVATION
+    if name == "adapter":
+        from engine.slots.adapter import ADAPTER
+
+        return ADAPTER
+    raise KeyError(f"There is no slot kind {name!r}.")

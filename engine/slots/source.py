@@ -1,0 +1,43 @@
+"""Randomness with a name: every input that the judge draws can be drawn again from one seed."""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Source:
+    """A key from which independent streams are derived by HMAC-SHA-256 over labels.
+
+    `Source(seed).child("performance", case.name, pair, call)` gives the same stream wherever it is asked for, and
+    knowing one stream tells nothing of another (HMAC is a pseudo-random function, RFC 2104).
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self._counter = 0
+
+    def child(self, *labels: str | int) -> "Source":
+        """The stream named by `labels` under this key."""
+        text = "\x1f".join(str(label) for label in labels)
+        return Source(hmac.new(self.key, text.encode(), hashlib.sha256).digest())
+
+    def generator(self) -> torch.Generator:
+        """A CPU generator; each call gives the next one of this stream."""
+        self._counter += 1
+        digest = hmac.new(self.key, f"generator:{self._counter}".encode(), hashlib.sha256).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") & (2**63 - 1))
+
+    def integer(self, low: int, high: int) -> int:
+        """A whole number in [low, high], both included."""
+        self._counter += 1
+        digest = hmac.new(self.key, f"integer:{self._counter}".encode(), hashlib.sha256).digest()
+        return low + int.from_bytes(digest[:16], "big") % (high - low + 1)
+
+    def choice(self, items: Sequence[T]) -> T:
+        """One of `items`."""
+        return items[self.integer(0, len(items) - 1)]
