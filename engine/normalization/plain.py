@@ -1,0 +1,31 @@
+# /// swapbench
+# kind = "normalization"
+# name = "plain"
+# class = "E"
+# devices = ["cpu", "cuda"]
+# dtypes = ["float32", "float16", "bfloat16"]
+# deterministic = true
+# trainable = true
+# summary = "RMS normalization written out in tensor operations, in float32."
+# ///
+"""The default normalization: the formula."""
+
+import torch
+from torch import Tensor
+
+from engine.slots.registry import register
+
+
+@register("normalization", "plain")
+class PlainRMSNorm:
+    """h * rsqrt(mean(h ** 2) + eps) * weight, computed in float32 and rounded once."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def forward(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """x, residual [T, D], weight [D] -> (normalized [T, D], x + residual [T, D])."""
+        hidden = x if residual is None else x + residual
+        wide = hidden.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (wide * scale * weight.float()).to(x.dtype), hidden
