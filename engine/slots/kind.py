@@ -253,12 +253,12 @@ class SlotKind(ABC):
     # -- the host's side --------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def why_malformed(self, implementation: Any) -> list[str]:
+    def why_malformed(self, implementation: type[Any]) -> list[str]:
         """Sentences that say what the class lacks of the contract; else an empty list. Runs in the host."""
 
     @abstractmethod
-    def driver(self, implementation: Any) -> Driver:
-        """The driver of an instance of the registered class. Runs in the host."""
+    def driver(self, implementation: type[Any]) -> Driver:
+        """The driver of the registered class, of which it makes instances as cases need them. Runs in the host."""
 
 
 def kind_named(name: str) -> SlotKind:

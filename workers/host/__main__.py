@@ -1,0 +1,157 @@
+"""`python -m workers.host FD`: serves one judge over the socket FD until told to stop."""
+
+import os
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.slots.header import HeaderError
+from engine.slots.kind import Driver, kind_named
+from engine.slots.registry import SlotError, load_file
+from workers.host.mapping import Mappings
+from workers.wire import (
+    Closed,
+    Collect,
+    Done,
+    Failed,
+    FromHost,
+    Hold,
+    Kept,
+    Load,
+    Loaded,
+    Prepare,
+    Prepared,
+    Region,
+    Run,
+    Spec,
+    Stop,
+    receive_at_host,
+    send,
+)
+
+
+def load(message: Load) -> Driver:
+    """Imports the slot file and makes its driver."""
+    torch.set_num_threads(message.threads)
+    path = Path(message.path)
+    header, implementation = load_file(path)
+    kind = kind_named(header.kind)
+    lacks = kind.why_malformed(implementation)
+    if lacks:
+        raise SlotError(" ".join(lacks))
+    return kind.driver(implementation)
+
+
+def copy_out(results: Any, regions: list[Region], mappings: Mappings) -> None:
+    """Copies the named results into the judge's buffers. Raises SlotError where one is missing or has another form."""
+    for region in regions:
+        if region.name not in results:
+            raise SlotError(f"The implementation returned no {region.name!r}.")
+        value = results[region.name]
+        if not isinstance(value, torch.Tensor):
+            raise SlotError(f"{region.name!r} must be a tensor, not {type(value).__name__}.")
+        if tuple(value.shape) != region.shape:
+            raise SlotError(f"{region.name!r} has shape {list(value.shape)}; expected {list(region.shape)}.")
+        expected = getattr(torch, region.dtype)
+        if value.dtype != expected:
+            raise SlotError(f"{region.name!r} has dtype {value.dtype}; expected {expected}.")
+        mappings.tensor(region).copy_(value)
+
+
+def describe(error: BaseException, slot_file: str) -> Failed:
+    """The failure as the contributor should read it: the error, and the frames from the slot file on."""
+    frames = traceback.extract_tb(error.__traceback__)
+    first = next((i for i, frame in enumerate(frames) if frame.filename == slot_file), None)
+    shown = frames[first:] if first is not None else frames
+    text = "".join(traceback.format_list(shown))[-16_000:]
+    kind = type(error).__name__
+    if isinstance(error, SlotError | HeaderError):
+        sentence = str(error)
+    elif isinstance(error, SyntaxError):
+        sentence = f"SyntaxError in line {error.lineno}: {error.msg}."
+    else:
+        at = next((frame for frame in reversed(frames) if frame.filename == slot_file), None)
+        where = f" (line {at.lineno} of the slot file)" if at is not None else ""
+        sentence = f"{kind}: {str(error)[:2000]}{where}"
+    return Failed(0, kind[:200], sentence[:8000], text)
+
+
+def serve(sock: socket.socket) -> None:
+    """Answers the judge's messages one by one."""
+    mappings = Mappings()
+    held: dict[str, torch.Tensor] = {}
+    driver: Driver | None = None
+    slot_file = ""
+    prepared: dict[str, torch.Tensor] = {}
+    while True:
+        try:
+            message, fds = receive_at_host(sock)
+        except Closed:
+            return
+        seq = getattr(message, "seq", 0)
+        answer: FromHost
+        try:
+            if isinstance(message, Stop):
+                return
+            if isinstance(message, Load):
+                slot_file = message.path
+                started = time.monotonic()
+                driver = load(message)
+                answer = Loaded(time.monotonic() - started)
+            elif isinstance(message, Hold):
+                mappings.map(message.buffers, fds)
+                for name in message.drop:
+                    held.pop(name, None)
+                for region in message.regions:
+                    held[region.name] = mappings.tensor(region)
+                answer = Kept()
+            elif driver is None:
+                raise SlotError("No slot file is loaded.")
+            elif isinstance(message, Prepare):
+                mappings.map(message.buffers, fds)
+                inputs = {region.name: mappings.tensor(region) for region in message.inputs}
+                prepared = {
+                    name: value.detach().contiguous()
+                    for name, value in driver.prepare(message.operation, message.params, inputs).items()
+                }
+                answer = Prepared(
+                    seq,
+                    [Spec(n, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for n, v in prepared.items()],  # type: ignore[arg-type]
+                )
+            elif isinstance(message, Collect):
+                mappings.map(message.buffers, fds)
+                copy_out(prepared, message.outputs, mappings)
+                answer = Done(seq)
+            else:
+                mappings.map(message.buffers, fds)
+                inputs = {region.name: mappings.tensor(region) for region in message.inputs}
+                with torch.inference_mode():
+                    results = driver.run(message.operation, message.params, inputs, held)
+                    copy_out(results, message.outputs, mappings)
+                answer = Done(seq)
+                send(sock, answer)
+                inputs.clear()
+                del results
+                mappings.drop(message.drop)
+                continue
+        except Exception as error:
+            failed = describe(error, slot_file)
+            answer = Failed(seq, failed.error, failed.sentence, failed.traceback)
+        send(sock, answer)
+
+
+def main() -> None:
+    """Takes over the inherited socket and serves."""
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    # Contributor code that exits (sys.exit is an Exception of its own kind) ends the host; the judge reports it.
+    serve(sock)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What the machine is: the environment that implementations are told of, and the facts that an outcome carries."""
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from engine.slots.kind import Environment
+
+# Ceilings for physical floors on a CPU core: deliberately beyond what one core of today's processors can do
+# (two 512-bit FMA ports at 5 GHz: 320 GFLOP/s in float32; 512 bytes a cycle out of the first-level cache).
+CPU_CORE_PEAK_FLOPS = 400e9
+CPU_CORE_PEAK_BYTES_PER_S = 2e12
+
+
+def machine_class() -> str:
+    """The class of this machine: `SWAPBENCH_MACHINE_CLASS`, else named after its accelerator or processor."""
+    named = os.environ.get("SWAPBENCH_MACHINE_CLASS")
+    if named:
+        return named
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name().lower()
+        known = next((part for part in ("h200", "h100", "a100", "l40s", "l4", "b200") if part in name), None)
+        return known or "cuda"
+    return "cpu-arm" if platform.machine() in ("aarch64", "arm64") else "cpu-x86"
+
+
+def threads() -> int:
+    """How many threads a host on the CPU computes with: `SWAPBENCH_THREADS`, default 1.
+
+    One, because two cores that other processes share give a spread that no number of pairs mends.
+    """
+    return max(1, int(os.environ.get("SWAPBENCH_THREADS", "1")))
+
+
+def environment() -> Environment:
+    """The environment of this machine."""
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        return Environment(
+            machine_class=machine_class(),
+            device="cuda",
+            dtypes=("float32", "float16", "bfloat16"),
+            sm=10 * major + minor,
+            threads=threads(),
+            peak_bytes_per_s=8e12,
+            peak_flops=4e15,
+            last_level_cache_bytes=torch.cuda.get_device_properties().L2_cache_size,
+        )
+    return Environment(
+        machine_class=machine_class(),
+        device="cpu",
+        dtypes=("float32", "bfloat16"),
+        threads=threads(),
+        peak_bytes_per_s=CPU_CORE_PEAK_BYTES_PER_S * threads(),
+        peak_flops=CPU_CORE_PEAK_FLOPS * threads(),
+        last_level_cache_bytes=last_level_cache_bytes(),
+    )
+
+
+@functools.cache
+def last_level_cache_bytes() -> int:
+    """Size of the largest cache that Linux reports for processor 0, in bytes; 0 where it reports none."""
+    largest = 0
+    for size in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = size.read_text().strip()
+        unit = {"K": 1024, "M": 1024**2, "G": 1024**3}.get(text[-1:], 1)
+        largest = max(largest, int(text.rstrip("KMG")) * unit)
+    return largest
+
+
+@functools.cache
+def processor_name() -> str:
+    """The processor's name as Linux gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def facts() -> dict[str, str | float]:
+    """What is written beside every figure: machine, versions, threads."""
+    found: dict[str, str | float] = {
+        "machine class": machine_class(),
+        "processor": processor_name(),
+        "cores": float(os.cpu_count() or 1),
+        "threads per host": float(threads()),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+    if torch.cuda.is_available():
+        found["accelerator"] = torch.cuda.get_device_name()
+        found["cuda"] = str(torch.version.cuda)
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            found["driver"] = str(pynvml.nvmlSystemGetDriverVersion())
+        except Exception:
+            found["driver"] = "unknown"
+    return found
