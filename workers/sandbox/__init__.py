@@ -1,0 +1,28 @@
+"""Confines contributor code: bubblewrap namespaces, a system-call filter, limits, a uid of its own. Imports no other
+room, torch or Django.
+
+level = sandbox.best_level()
+with sandbox.spawn(Confinement(argv=..., env=..., readonly=..., socket=end.fileno()), level) as host:
+    ...
+    host.exit_reason()
+"""
+
+from workers.sandbox.confinement import GIB, MIB, Confinement, Limits, View, interpreter_view
+from workers.sandbox.host import HostProcess, SandboxError, spawn
+from workers.sandbox.isolation import Level, NoLevel, best_level, levels
+
+__all__ = [
+    "GIB",
+    "MIB",
+    "Confinement",
+    "HostProcess",
+    "Level",
+    "Limits",
+    "NoLevel",
+    "SandboxError",
+    "View",
+    "best_level",
+    "interpreter_view",
+    "levels",
+    "spawn",
+]

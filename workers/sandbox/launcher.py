@@ -1,0 +1,130 @@
+"""Runs as its own small process between the judge and bubblewrap: enters limits, stages the mounts, gives up root,
+becomes bubblewrap.
+
+Started by path with `python -I -S`, so it imports the standard library only, and as little of it as will do: its start
+is part of every host's. Its plan is a marshalled dict (same interpreter on both sides) in the descriptor named on its
+command line; failures are written as one line to the status descriptor.
+"""
+
+import ctypes
+import marshal
+import os
+import resource
+import signal
+import stat
+import sys
+from typing import Any
+
+_CLONE_NEWNS = 0x00020000
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+FAILED = "launcher: "
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    with open(int(sys.argv[1]), "rb") as handle:
+        plan: dict[str, Any] = marshal.load(handle)
+    try:
+        _enter(plan)
+        os.execve(plan["bwrap"], ["bwrap", "--args", str(plan["args_at"]), "--", *plan["argv"]], {})
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        os.write(
+            plan["status_at"] if plan.get("moved") else plan["status"], f"{FAILED}{error.strerror}{where}\n".encode()
+        )
+        os._exit(125)
+
+
+def _enter(plan: dict[str, Any]) -> None:
+    _die_with(plan["parent"])
+    for path in plan["cgroups"]:
+        with open(path, "w") as handle:
+            handle.write("0")
+    with open("/proc/self/oom_score_adj", "w") as handle:
+        handle.write("900")
+    if plan["cpus"]:
+        os.sched_setaffinity(0, plan["cpus"])
+    if plan["stage"]:
+        _stage(plan)
+    for name, value in plan["rlimits"].items():
+        limit = getattr(resource, name)
+        _, hard = resource.getrlimit(limit)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
+    _place_descriptors(plan)
+    os.umask(0o077)
+    if plan["uid"] is not None:
+        os.setgroups([])
+        os.setresgid(plan["uid"], plan["uid"], plan["uid"])
+        os.setresuid(plan["uid"], plan["uid"], plan["uid"])
+        # A change of uid clears the death signal.
+        _die_with(plan["parent"])
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def _die_with(parent: int) -> None:
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+    if os.getppid() != parent:
+        os._exit(125)
+
+
+def _stage(plan: dict[str, Any]) -> None:
+    """Bind every source to a path that the unprivileged uid can enter, in a mount namespace that nobody else sees,
+    and mount the scratch.
+    """
+    _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    stage, uid = plan["stage"], plan["uid"]
+    _mount("tmpfs", stage, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,nr_inodes=4096,mode=0755")
+    for source, target in plan["binds"]:
+        if stat.S_ISDIR(os.stat(source).st_mode):
+            os.mkdir(target, 0o755)
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+        _mount(source, target, None, _MS_BIND | _MS_REC)
+    for target, size, inodes in plan["scratch"]:
+        os.mkdir(target, 0o755)
+        options = f"size={size},nr_inodes={inodes},mode=0700,uid={uid},gid={uid}"
+        _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+
+
+def _place_descriptors(plan: dict[str, Any]) -> None:
+    """Descriptors 0-2, the socket at its number, bubblewrap's own at theirs, and no other."""
+    import fcntl
+
+    high = {}
+    for name in ("args", "seccomp", "status"):
+        high[name] = fcntl.fcntl(plan[name], fcntl.F_DUPFD, 200)
+    for name, number in high.items():
+        os.dup2(number, plan[f"{name}_at"], inheritable=True)
+        os.close(number)
+    plan["moved"] = True
+    keep = 3
+    if plan["socket"] is not None:
+        spare = fcntl.fcntl(plan["socket"], fcntl.F_DUPFD, 200)
+        os.closerange(3, plan["args_at"])
+        os.dup2(spare, plan["socket_at"], inheritable=True)
+        os.close(spare)
+    else:
+        os.closerange(keep, plan["args_at"])
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    encoded = [value.encode() if value is not None else None for value in (source, target, kind)]
+    result = _libc.mount(
+        encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), options.encode() if options else None
+    )
+    _check(result, source if source and source.startswith("/") else target)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), what)
+
+
+if __name__ == "__main__":
+    main()
