@@ -176,7 +176,8 @@ def lay_out(mirror: Path, job: Job, folder: Path) -> Trees:
             raise RefusedFile(file.path, f"{file.path} is not a regular file; symlinks and submodules are not taken.")
         if found[0].size > MAX_SOURCE_BYTES:
             raise RefusedFile(
-                file.path, f"{file.path} has {found[0].size:,} bytes; a slot file may have at most {MAX_SOURCE_BYTES:,}."
+                file.path,
+                f"{file.path} has {found[0].size:,} bytes; a slot file may have at most {MAX_SOURCE_BYTES:,}.",
             )
         _write(trees.head / file.path, _blobs(mirror, [found[0].sha])[0])
     return trees

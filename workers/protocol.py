@@ -6,6 +6,8 @@ outcome is signed with its attempt's token, so that only the worker that was giv
 
 import hashlib
 import hmac
+import pathlib
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -303,3 +305,41 @@ def sign(token: str, outcome_text: str) -> str:
 def signature_holds(token: str, outcome_text: str, signature: str) -> bool:
     """Whether `signature` is what `sign` gives, compared in constant time."""
     return hmac.compare_digest(sign(token, outcome_text), signature)
+
+
+def celery_settings(environ: Mapping[str, str], root: pathlib.Path) -> dict[str, object]:
+    """The Celery settings that control plane and workers share, from SWAPBENCH_BROKER_URL and SWAPBENCH_VAR.
+
+    The default broker is a folder (`var/broker` below `root`): nothing to install, at the price that it keeps no order
+    and loses what a killed consumer had taken. Nothing depends on it: the database is the truth.
+    """
+    url = environ.get("SWAPBENCH_BROKER_URL") or "filesystem://"
+    settings: dict[str, object] = {
+        "broker_url": url,
+        "broker_connection_retry_on_startup": True,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "task_ignore_result": True,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "worker_hijack_root_logger": False,
+        "worker_enable_remote_control": False,
+        "worker_send_task_events": False,
+    }
+    if url.startswith("filesystem"):
+        var = pathlib.Path(environ.get("SWAPBENCH_VAR") or root / "var").resolve()
+        folders = {name: var / "broker" / name for name in ("messages", "control")}
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        settings["broker_transport_options"] = {
+            "data_folder_in": str(folders["messages"]),
+            "data_folder_out": str(folders["messages"]),
+            "control_folder": str(folders["control"]),
+            "store_processed": False,
+            "polling_interval": 0.05,
+        }
+    else:
+        # Redis gives a message again that was not acknowledged for so long: beyond the longest attempt.
+        settings["broker_transport_options"] = {"visibility_timeout": 3600}
+    return settings

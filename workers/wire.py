@@ -157,8 +157,8 @@ ToHost = Load | Hold | Prepare | Collect | Run | Stop
 FromHost = Loaded | Kept | Prepared | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
-_to_host = msgspec.msgpack.Decoder(ToHost)
-_from_host = msgspec.msgpack.Decoder(FromHost)
+_to_host: msgspec.msgpack.Decoder[ToHost] = msgspec.msgpack.Decoder(ToHost)
+_from_host: msgspec.msgpack.Decoder[FromHost] = msgspec.msgpack.Decoder(FromHost)
 
 
 class WireError(Exception):
@@ -192,7 +192,9 @@ def send_encoded(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> N
 
 def receive_at_host(sock: socket.socket) -> tuple[ToHost, list[int]]:
     """The judge's next message, with the descriptors that came along. Raises Closed, WireError."""
-    data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE_BYTES + 1, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(
+        MAX_MESSAGE_BYTES + 1, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+    )
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -27,7 +27,6 @@ from workers.wire import (
     Prepare,
     Prepared,
     Region,
-    Run,
     Spec,
     Stop,
     receive_at_host,

@@ -1,5 +1,6 @@
 """The host's view of the judge's buffers."""
 
+import contextlib
 import mmap
 import os
 import warnings
@@ -49,7 +50,5 @@ class Mappings:
         for number in numbers:
             mapped = self._maps.pop(number, None)
             if mapped is not None:
-                try:
+                with contextlib.suppress(BufferError):
                     mapped.close()
-                except BufferError:
-                    pass

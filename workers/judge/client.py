@@ -2,11 +2,8 @@
 
 import os
 import socket
-import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, HeldSet, Preparation, TensorSpec
 from workers import wire
+from workers.judge import clock
 from workers.judge.buffers import Pack, Poison, bits
 
 SAMPLE = 256
@@ -48,7 +46,7 @@ class Process(Protocol):
     def alive(self) -> bool: ...
     def cpu_seconds(self) -> float: ...
     def stderr_tail(self) -> str: ...
-    def exit_reason(self) -> str: ...
+    def exit_reason(self) -> str | None: ...
     def kill(self) -> None: ...
 
 
@@ -192,7 +190,8 @@ class HostClient:
         for name, view in outputs.views.items():
             elements = view.numel()
             sample[name] = torch.tensor(
-                [int.from_bytes(os.urandom(6), "big") % elements for _ in range(min(SAMPLE, elements))], dtype=torch.int64
+                [int.from_bytes(os.urandom(6), "big") % elements for _ in range(min(SAMPLE, elements))],
+                dtype=torch.int64,
             )
         return ReadyCall(call, self._seq, wire.encode(message), pack, outputs, sample)
 
@@ -219,6 +218,7 @@ class HostClient:
         seconds = (time.perf_counter_ns() - started) / 1e9
 
         self.calls_seconds += seconds
+        clock.advance(seconds)
         self._check_done(answer, ready.seq, f"'{ready.call.operation}'")
         outputs = {name: view.clone() for name, view in ready.outputs.views.items()}
         for name, sample in seen.items():
@@ -287,19 +287,3 @@ class HostClient:
             time.sleep(0.01)
         reason = self.process.exit_reason() if not self.process.alive() else "it closed its connection"
         return HostDied(f"The module host ended: {reason}.")
-
-
-def python_for_hosts() -> str:
-    """The interpreter that hosts run: the judge's own."""
-    return sys.executable
-
-
-def host_paths(engine: Path) -> Mapping[str, str]:
-    """What a host sees of Swapbench, by path outside -> inside: an engine tree and the host's own few files."""
-    workers = Path(wire.__file__).resolve().parent
-    return {
-        str(engine): "/swapbench/engine",
-        str(workers / "__init__.py"): "/swapbench/workers/__init__.py",
-        str(workers / "wire.py"): "/swapbench/workers/wire.py",
-        str(workers / "host"): "/swapbench/workers/host",
-    }

@@ -1,0 +1,306 @@
+"""One attempt from Job to Outcome. The same code for a Celery worker, `swapbench attempt` and `swapbench check`.
+
+    python -m workers.attempt job.json --out outcome.json
+
+Needs neither Django nor Celery nor a database. Leaves no process and no file behind but the outcome.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine.slots.header import HeaderError
+from engine.slots.source import Source
+from workers.checkout import CheckoutError, RefusedFile, Trees, fetch, lay_out
+from workers.judge import machine
+from workers.judge.hosts import Hosts
+from workers.judge.speed import SpeedResult, judge_speed
+from workers.judge.trial import StageTimedOut, Trial, reason_of, status_of, subject
+from workers.protocol import (
+    ImplementationOutcome,
+    Job,
+    Outcome,
+    Progress,
+    ProtocolError,
+    Reason,
+    SlotFile,
+    Speed,
+    Stage,
+    StageReport,
+    Status,
+    decode_job,
+    encode,
+)
+from workers.sandbox import best_level
+from workers.sandbox.host import SandboxError
+from workers.suites.integration.bench import IntegrationBench
+from workers.suites.session import SuiteResult, run_suite, worst
+from workers.suites.unit.bench import UnitBench
+from workers.suites.version import ROOT, contracts_of, suite_version
+
+Report = Callable[[Progress], None]
+
+
+@dataclass
+class Attempt:
+    """An attempt under way: the job, where it works, whom it tells, and what it has found so far."""
+
+    job: Job
+    workspace: Path
+    mirror: Path
+    report: Report
+    level: str
+    unconfined: bool = False
+    slot: int = 0
+
+    def __post_init__(self) -> None:
+        self.seed = os.urandom(32)
+        self.started = time.monotonic()
+        self.seconds: dict[Stage, float] = {}
+        self.artifacts: dict[str, str] = {}
+
+    def say(self, stage: Stage, sentence: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        """Reports progress."""
+        self.report(Progress(self.job.attempt, stage, sentence[:500], done, total, unit, time.time()))
+
+    def stage_seconds(self, stage: Stage) -> float:
+        """What one stage may take, never beyond the attempt's own deadline."""
+        left = self.job.deadline_seconds - (time.monotonic() - self.started)
+        return max(0.0, min(self.job.stage_seconds.get(stage, 60.0), left))
+
+    def run(self) -> Outcome:
+        """The whole attempt. Every failure is an outcome; nothing is raised but what ends the process."""
+        try:
+            began = time.monotonic()
+            self.say("checkout", "Fetching the commits")
+            fetch(self.mirror, self.job, max(1.0, self.stage_seconds("checkout")))
+            trees = lay_out(self.mirror, self.job, self.workspace)
+            self.seconds["checkout"] = time.monotonic() - began
+            if contracts_of(trees.base) != contracts_of(ROOT):
+                raise CheckoutError(
+                    "The base commit has other slot contracts than this worker. Update the worker, or rebase onto its version."
+                )
+        except CheckoutError as error:
+            return self._outcome("invalid_environment", [], [Reason("checkout", str(error), "checkout")])
+        except RefusedFile as error:
+            refused = [
+                ImplementationOutcome(
+                    path=file.path,
+                    kind=file.kind,
+                    name="",
+                    quality_class=None,
+                    status="failed",
+                    reasons=[Reason("refused_file", str(error), "checkout")],
+                    summary=str(error),
+                )
+                for file in self.job.files
+                if file.path == error.path
+            ]
+            return self._outcome("failed", refused, [Reason("refused_file", str(error), "checkout")])
+        found = [self._judge(file, trees, n) for n, file in enumerate(self.job.files)]
+        return self._outcome(worst([item.status for item in found]), found, [])
+
+    def _judge(self, file: SlotFile, trees: Trees, index: int) -> ImplementationOutcome:
+        try:
+            judged = subject(file, trees)
+        except (HeaderError, LookupError) as error:
+            reason = reason_of(error, "unit")
+            return ImplementationOutcome(
+                file.path, file.kind, "", None, status_of(error), reasons=[reason], summary=reason.sentence
+            )
+        where = machine.environment()
+        hosts = Hosts(self.level, where.threads, slot=self.slot, unconfined=self.unconfined)
+        trial = Trial(judged, hosts, Source(self.seed).child(file.path), where, self.say)
+        name = f"{judged.header.kind} {judged.header.name}"
+        share = len(self.job.files) - index
+        results: list[SuiteResult] = []
+        quality: dict[str, float] = {}
+        figures: dict[str, float] = {}
+        meets: tuple[str, ...] = ()
+        speed: SpeedResult | None = None
+        try:
+            refusals = judged.kind.why_not(judged.header, where)
+            if refusals:
+                results.append(SuiteResult(["failed"], [Reason("unsupported", " ".join(refusals), "unit")]))
+            if not refusals and "unit" in self.job.suites:
+                results.append(self._stage("unit", trial, share, lambda: self._unit(trial)))
+            if self._goes_on(results) and "integration" in self.job.suites:
+                bench = IntegrationBench(trial)
+                results.append(self._stage("integration", trial, share, lambda: run_suite("integration", bench, trial)))
+                quality, meets = bench.quality, bench.meets
+                figures |= bench.figures
+            if self._goes_on(results) and "performance" in self.job.suites:
+                self.say(
+                    "performance", f"Timing {name} against {judged.base.name}", 0, self.job.policy.max_pairs, "pairs"
+                )
+
+                def measure() -> SuiteResult:
+                    nonlocal speed
+                    speed = judge_speed(trial, self.job.policy)
+                    self.artifacts |= {f"{Path(file.path).stem}-{n}": text for n, text in speed.artifacts.items()}
+                    return speed.result
+
+                results.append(self._stage("performance", trial, share, measure))
+                if speed is not None:
+                    figures |= speed.figures
+        finally:
+            hosts.close()
+        reasons = [reason for result in results for reason in result.reasons]
+        status: Status = worst([result.status for result in results])
+        decision: Speed = (
+            speed.performance.decision if speed is not None and speed.performance is not None else "not_measured"
+        )
+        return ImplementationOutcome(
+            path=file.path,
+            kind=file.kind,
+            name=judged.header.name,
+            quality_class=judged.header.quality_class,  # type: ignore[arg-type]
+            status=status,
+            reasons=[self._with_reproduction(reason, file) for reason in reasons],
+            tests=[test for result in results for test in result.tests],
+            speed=decision,
+            performance=speed.performance if speed is not None else None,
+            quality=quality,
+            meets=meets,  # type: ignore[arg-type]
+            figures=figures,
+            summary=_summary(status, reasons, speed),
+        )
+
+    def _unit(self, trial: Trial) -> SuiteResult:
+        bench = UnitBench(trial)
+        try:
+            return run_suite("unit", bench, trial)
+        finally:
+            bench.host.discard()
+
+    def _stage(self, stage: Stage, trial: Trial, share: int, work: Callable[[], SuiteResult]) -> SuiteResult:
+        """Runs a stage within its share of the time that is left for it."""
+        began = time.monotonic()
+        allowed = (self.stage_seconds(stage) - self.seconds.get(stage, 0.0)) / share
+        trial.deadline = began + allowed
+        self.say(stage, f"The {stage} suite begins")
+        try:
+            return work()
+        except (SandboxError, StageTimedOut) as error:
+            return SuiteResult([status_of(error)], [reason_of(error, stage)])
+        finally:
+            trial.hosts.close()
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
+
+    def _goes_on(self, results: list[SuiteResult]) -> bool:
+        return all(result.status == "passed" for result in results)
+
+    def _with_reproduction(self, reason: Reason, file: SlotFile) -> Reason:
+        if reason.reproduce or reason.stage in (None, "checkout", "report"):
+            return reason
+        command = f"swapbench check --base {self.job.base_sha[:12]} --suite {reason.stage} --only {file.path}"
+        return msgspec.structs.replace(reason, reproduce=command)
+
+    def _outcome(self, status: Status, found: list[ImplementationOutcome], reasons: list[Reason]) -> Outcome:
+        order: tuple[Stage, ...] = ("checkout", "unit", "integration", "performance", "report")
+        return Outcome(
+            attempt=self.job.attempt,
+            status=status,
+            implementations=found,
+            stages=[StageReport(stage, round(self.seconds[stage], 3)) for stage in order if stage in self.seconds],
+            reasons=reasons,
+            environment=machine.facts() | {"suite version": suite_version()},
+            isolation=self.level,
+            seed=self.seed.hex(),
+            artifacts=self.artifacts,
+            job=msgspec.structs.replace(self.job, token="0" * 64),
+        )
+
+
+def _summary(status: Status, reasons: list[Reason], speed: SpeedResult | None) -> str:
+    if status == "passed" and speed is not None and speed.performance is not None:
+        return speed.performance.why
+    if reasons:
+        return reasons[0].sentence
+    return "All suites passed." if status == "passed" else status.replace("_", " ")
+
+
+def make_attempt(
+    job: Job,
+    report: Report,
+    mirror: Path,
+    *,
+    unconfined: bool = False,
+    slot: int = 0,
+    temporary: Path | None = None,
+) -> Outcome:
+    """Makes the attempt in a temporary workspace that is removed afterwards."""
+    level = "none" if unconfined else best_level()
+    if not unconfined and level not in job.policy.isolation_levels:
+        sentence = f"This machine reaches isolation level {level!r}; the policy takes {', '.join(job.policy.isolation_levels)}."
+        if level == "none":
+            sentence = "No sandbox can be set up on this machine, and contributor code is never run without. `swapbench doctor` says why."
+        return Outcome(
+            job.attempt,
+            "invalid_environment",
+            [],
+            [],
+            [Reason("isolation", sentence)],
+            machine.facts(),
+            level,
+            job=msgspec.structs.replace(job, token="0" * 64),
+        )
+    workspace = Path(tempfile.mkdtemp(prefix="swapbench-", dir=temporary))
+    # The unprivileged user of a host must be able to enter what is bound for it.
+    workspace.chmod(0o755)
+    try:
+        return Attempt(job, workspace, mirror, report, level, unconfined, slot).run()
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _to_descriptor(fd: int) -> Report:
+    def report(progress: Progress) -> None:
+        # Whoever listened may have gone; the attempt does not depend on it.
+        with suppress(OSError):
+            os.write(fd, msgspec.json.encode(progress) + b"\n")
+
+    return report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads a job, writes an outcome. Exit status 0: an outcome was written, whatever it says; 2: the job could not be read."""
+    parser = argparse.ArgumentParser(prog="swapbench attempt", description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("job", type=Path, help="the job's JSON file")
+    parser.add_argument("--out", type=Path, required=True, help="where the outcome's JSON is written")
+    parser.add_argument(
+        "--mirror", type=Path, default=Path("var/worker/mirror.git"), help="bare repository kept between attempts"
+    )
+    parser.add_argument(
+        "--progress-fd", type=int, help="file descriptor that progress is written to, one JSON object a line"
+    )
+    parser.add_argument(
+        "--slot", type=int, default=0, help="number of the accelerator, which picks the unprivileged user"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        job = decode_job(options.job.read_bytes())
+    except (OSError, ProtocolError) as error:
+        print(f"swapbench attempt: {error}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    report = _to_descriptor(options.progress_fd) if options.progress_fd is not None else lambda _: None
+    outcome = make_attempt(job, report, options.mirror, slot=options.slot)
+    partial = options.out.with_name(options.out.name + ".partial")
+    partial.write_text(encode(outcome))
+    partial.replace(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,226 @@
+"""What is being judged, and how a suite reaches it: the subject, its hosts, the secret seed, the deadline."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
+
+from engine.slots.header import FOLDERS, Header, HeaderError
+from engine.slots.kind import (
+    Call,
+    CallFailed,
+    Case,
+    Environment,
+    Finding,
+    Held,
+    HeldSet,
+    Preparation,
+    SlotKind,
+    kind_named,
+)
+from engine.slots.registry import implementations, read_header
+from engine.slots.source import Source
+from workers.checkout import Trees
+from workers.judge.client import CallTimedOut, ContributedError, HostClient, HostDied, Tampered
+from workers.judge.hosts import Hosts, Side
+from workers.protocol import Reason, SlotFile, Stage, Status
+from workers.sandbox.host import SandboxError
+
+T = TypeVar("T")
+
+MAX_RESTARTS = 3
+
+
+class Wrong(Exception):
+    """An output or a property is wrong; carries the finding."""
+
+    def __init__(self, finding: Finding, case: str = "", code: str = "wrong_output") -> None:
+        super().__init__(finding.sentence)
+        self.finding = finding
+        self.case = case
+        self.code = code
+
+
+class StageTimedOut(Exception):
+    """The stage's deadline has passed while the judge itself was at work."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One implementation of a submission, and what it is measured against."""
+
+    file: SlotFile
+    header: Header
+    kind: SlotKind
+    head: Side
+    base: Side
+    baseline: Side
+    """The slot's default at base, which the track's scores refer to."""
+
+
+def subject(file: SlotFile, trees: Trees) -> Subject:
+    """The subject of a slot file. Raises HeaderError for the file's own header, LookupError where base lacks its default."""
+    header = read_header(trees.head / file.path)
+    if header.kind != file.kind:
+        raise HeaderError(
+            f"The header declares a {header.kind}, but the file lies in engine/{FOLDERS[file.kind]}/. Move it or mend the header."
+        )
+    kind = kind_named(header.kind)
+    at_base = implementations(trees.base / "engine", header.kind)
+    if kind.default not in at_base:
+        raise LookupError(f"The base commit lacks the default {header.kind} {kind.default!r}.")
+    baseline = Side(trees.base, str(at_base[kind.default].relative_to(trees.base)), kind.default)
+    if (trees.base / file.path).exists():
+        base = Side(trees.base, file.path, read_header(trees.base / file.path).name)
+    else:
+        taken = at_base.get(header.name)
+        if taken is not None:
+            raise HeaderError(
+                f"The name {header.name!r} is taken by {taken.relative_to(trees.base)}. Choose another one in the header and @register."
+            )
+        base = baseline
+    return Subject(file, header, kind, Side(trees.head, file.path, header.name), base, baseline)
+
+
+@dataclass
+class Trial:
+    """One subject on its way through the suites."""
+
+    subject: Subject
+    hosts: Hosts
+    source: Source
+    environment: Environment
+    say: Callable[[Stage, str, int, int, str], None]
+    """Reports progress: stage, sentence, done, total, unit."""
+    deadline: float = float("inf")
+    """On time.monotonic(); the deadline of the current stage."""
+    restarts: int = field(default=0, init=False)
+    _held: dict[str, HeldSet | CallFailed] = field(default_factory=dict, init=False)
+
+    def remaining(self) -> float:
+        """Seconds left in the stage. Raises StageTimedOut where there are none."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise StageTimedOut("The stage's time is up.")
+        return left
+
+    def open(self, side: Side) -> HostClient:
+        """A fresh host for `side`, with calls that end within what is left of the stage."""
+        self.hosts.call_timeout = min(30.0, self.remaining())
+        return self.hosts.open(side)
+
+
+class SteadyHost:
+    """A Runner that keeps one host for many calls and opens another when it died, up to `MAX_RESTARTS` times in a trial."""
+
+    def __init__(self, trial: Trial, side: Side) -> None:
+        self.trial = trial
+        self.side = side
+        self._client: HostClient | None = None
+
+    def client(self) -> HostClient:
+        """The living host."""
+        if self._client is None:
+            if self.trial.restarts > MAX_RESTARTS:
+                raise HostDied(f"The module host ended {MAX_RESTARTS + 1} times; no further one is started.")
+            self._client = self.trial.open(self.side)
+        self._client.call_timeout = min(30.0, self.trial.remaining())
+        return self._client
+
+    def discard(self) -> None:
+        """Ends the host, so that the next call opens a fresh one."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def hold(self, held: HeldSet) -> dict[str, Tensor]:
+        return self._guarded(lambda client: client.hold(held))
+
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        return self._guarded(lambda client: client.prepare(preparation))
+
+    def run(self, call: Call) -> dict[str, Tensor]:
+        return self._guarded(lambda client: client.run(call))
+
+    def _guarded(self, use: Callable[[HostClient], T]) -> T:
+        try:
+            return use(self.client())
+        except (HostDied, CallTimedOut, Tampered):
+            self.trial.restarts += 1
+            self.discard()
+            raise
+
+
+def prepared(trial: Trial, side: Side, cases: list[Case], label: str) -> dict[str, HeldSet | CallFailed]:
+    """The held tensors of each case, with what the side's implementation prepares in a host of its own.
+
+    A case whose preparation fails maps to the failure. The host is ended before this returns, so that whoever is timed
+    or checked afterwards gets only the prepared tensors.
+    """
+    kind = trial.subject.kind
+    found: dict[str, HeldSet | CallFailed] = {}
+    host = SteadyHost(trial, side)
+    try:
+        for case in cases:
+            held = kind.held(case, trial.source.child(label, case.name, "held"))
+            preparation = kind.preparation(case, held)
+            if preparation is not None:
+                try:
+                    held = held | {n: Held(t, "read") for n, t in host.prepare(preparation).items()}
+                except CallFailed as failure:
+                    found[case.name] = failure
+                    continue
+            found[case.name] = held
+    finally:
+        host.discard()
+    return found
+
+
+def status_of(error: BaseException) -> Status:
+    """Whose fault an exception of a suite is, as the status of an outcome."""
+    if isinstance(error, Tampered):
+        return "tampered"
+    if isinstance(error, CallTimedOut):
+        return "timed_out_code"
+    if isinstance(error, StageTimedOut):
+        return "timed_out_infrastructure"
+    if isinstance(error, Wrong | CallFailed | HeaderError):
+        return "failed"
+    return "invalid_environment"
+
+
+def reason_of(error: BaseException, stage: Stage, case: str = "") -> Reason:
+    """The reason that a person reads for an exception of a suite."""
+    if isinstance(error, Wrong):
+        finding = error.finding
+        return Reason(
+            code=error.code,
+            sentence=finding.sentence,
+            stage=stage,
+            case=error.case or case,
+            index=finding.index,
+            expected=finding.expected,
+            got=finding.got,
+        )
+    if isinstance(error, ContributedError):
+        sentence = error.args[0]
+        trace = error.traceback.strip()
+        return Reason(
+            "raised", sentence, stage, case, next_step=f"The traceback ends:\n{trace[-2500:]}" if trace else ""
+        )
+    codes: list[tuple[type[BaseException], str]] = [
+        (Tampered, "tampered"),
+        (CallTimedOut, "timed_out"),
+        (HostDied, "host_died"),
+        (CallFailed, "refused"),
+        (HeaderError, "header"),
+        (StageTimedOut, "stage_timed_out"),
+        (SandboxError, "sandbox"),
+    ]
+    code = next((name for form, name in codes if isinstance(error, form)), "internal_error")
+    sentence = str(error)
+    if code == "internal_error":
+        sentence = f"The judge failed ({type(error).__name__}: {str(error)[:500]}). This is our fault, not yours."
+    return Reason(code, sentence, stage, case)

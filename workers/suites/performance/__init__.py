@@ -1,0 +1,1 @@
+"""Fresh processes in AB/BA pairs: one test for each process and case."""

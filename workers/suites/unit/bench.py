@@ -1,0 +1,59 @@
+"""What the unit suite judges with."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from engine.slots.kind import CallFailed, Case, HeldSet, Property
+from workers.judge.trial import SteadyHost, Trial, Wrong, prepared
+
+
+class UnitBench:
+    """The cases and properties of the subject's kind, and a host to try them on."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        subject = trial.subject
+        self.kind = subject.kind
+        self.header = subject.header
+        self.source = trial.source.child("unit")
+        self.host = SteadyHost(trial, subject.head)
+
+    def parameters(self) -> dict[str, Sequence[Any]]:
+        """The published cases and the properties, by the name of the fixture that takes them."""
+        cases = self.kind.cases("unit", self.header, self.trial.environment)
+        return {"case": cases, "prop": self.kind.properties(self.header, self.trial.environment)}
+
+    @cached_property
+    def _prepared(self) -> dict[str, HeldSet | CallFailed]:
+        cases = [self.varied(case) for case in self.parameters()["case"]]
+        return prepared(self.trial, self.trial.subject.head, cases, "unit")
+
+    def varied(self, case: Case) -> Case:
+        """The case as this attempt sees it."""
+        return self.kind.vary(case, self.source.child(case.name, "vary"))
+
+    def check_case(self, published: Case) -> None:
+        """One call with fresh inputs against the reference. Raises Wrong, CallFailed."""
+        case = self.varied(published)
+        held = self._prepared[case.name]
+        if isinstance(held, CallFailed):
+            raise held
+        more, finding = self.kind.settle(case, self.header, held, self.host)
+        if finding is not None:
+            raise Wrong(finding, published.name)
+        held = held | more
+        self.host.hold(held)
+        call = self.kind.draw(case, held, self.source.child(case.name, "call"))
+        got = self.host.run(call)
+        expected = self.kind.expected(case, held, call)
+        plain = self.kind.plain(case, held, call)
+        finding = self.kind.compare(case, self.header, got, expected, plain)
+        if finding is not None:
+            raise Wrong(finding, published.name)
+
+    def check_property(self, prop: Property) -> None:
+        """One property. Raises Wrong, CallFailed."""
+        finding = prop.check(self.host, self.source.child("property", prop.name))
+        if finding is not None:
+            raise Wrong(finding, code=prop.name.replace(" ", "_"))
