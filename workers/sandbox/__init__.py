@@ -7,6 +7,7 @@ with sandbox.spawn(Confinement(argv=..., env=..., readonly=..., socket=end.filen
     host.exit_reason()
 """
 
+from workers.sandbox.collect import Collected, collect
 from workers.sandbox.confinement import GIB, MIB, Confinement, Limits, View, interpreter_view
 from workers.sandbox.host import HostProcess, SandboxError, spawn
 from workers.sandbox.isolation import Level, NoLevel, best_level, levels
@@ -14,6 +15,7 @@ from workers.sandbox.isolation import Level, NoLevel, best_level, levels
 __all__ = [
     "GIB",
     "MIB",
+    "Collected",
     "Confinement",
     "HostProcess",
     "Level",
@@ -22,6 +24,7 @@ __all__ = [
     "SandboxError",
     "View",
     "best_level",
+    "collect",
     "interpreter_view",
     "levels",
     "spawn",

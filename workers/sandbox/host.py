@@ -1,6 +1,7 @@
 """Start a confined program, watch it from outside, say in a sentence how it ended, and end all of it."""
 
 import contextlib
+import ctypes
 import marshal
 import os
 import select
@@ -11,6 +12,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ _GONE_SECONDS = 20.0
 _WATCH_SECONDS = 0.1
 # Address space beyond the memory limit that an interpreter with PyTorch maps without using it.
 _ADDRESS_SLACK = 12 * GIB
+_PR_SET_CHILD_SUBREAPER = 36
 
 # The kernel sends a parent-death signal when the *thread* that forked ends, so every host is forked by one thread that
 # lives as long as this process does.
@@ -49,7 +52,7 @@ class HostProcess:
         pid: int,
         pidfd: int,
         output: int,
-        limits: Limits,
+        confinement: Confinement,
         level: str,
         group: cgroups.Group | None,
         scratch: tempfile.TemporaryDirectory[str] | None = None,
@@ -57,7 +60,8 @@ class HostProcess:
     ) -> None:
         self.pid = pid
         self.level = level
-        self.limits = limits
+        self.limits = confinement.limits
+        self._scratch_paths = frozenset(confinement.scratch)
         self._popen = popen
         self._pidfd = pidfd
         self._group = group
@@ -118,9 +122,16 @@ class HostProcess:
         """The path by which the host knows the inside path: the same, except without a sandbox."""
         return _rename(inside, self._renamed)
 
-    def root(self) -> Path:
-        """The root of the host's own file system as the caller can open it while the host lives (see `collect`)."""
-        return Path(f"/proc/{self.pid}/root")
+    def open_scratch(self, inside: str) -> int:
+        """A descriptor of the living host's scratch folder `inside`, for `collect`; the caller closes it.
+
+        Raises ValueError when that is no scratch folder: on any other path the host could have laid a link that leads
+        out, while a mount point it can not replace.
+        """
+        if inside not in self._scratch_paths:
+            raise ValueError(f"{inside} is no scratch folder of this host; it has {sorted(self._scratch_paths)}")
+        path = self.path(inside) if self.level == "none" else f"/proc/{self.pid}/root{inside}"
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def stderr_tail(self) -> str:
         """The last 16 KiB of what the host wrote to stdout and stderr."""
@@ -166,6 +177,9 @@ class HostProcess:
                 self._popen.wait(1)
             self._popen.kill()
             self._popen.wait()
+            # bubblewrap may end before its namespace's first process does; that one is then ours to reap (see _become_reaper).
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
             while self._group is not None and not self._group.empty():
                 self._group.kill()
                 if time.monotonic() > deadline:
@@ -244,6 +258,7 @@ def spawn(confinement: Confinement, level: str, *, unconfined: bool = False) -> 
         return _spawn_unconfined(confinement)
     if level not in ("full", "rlimits", "user"):
         raise SandboxError(f"there is no isolation level {level!r}; levels are full, rlimits, user")
+    _become_reaper()
     group = _group(confinement.limits, level)
     try:
         return _spawn_confined(confinement, level, group)
@@ -252,6 +267,16 @@ def spawn(confinement: Confinement, level: str, *, unconfined: bool = False) -> 
             group.kill()
             group.remove()
         raise
+
+
+@lru_cache(maxsize=1)
+def _become_reaper() -> None:
+    """Have orphans below this process handed to it instead of to process 1, which in a container may reap nobody.
+
+    Unreaped processes would count against the hosts' uid for ever.
+    """
+    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise SandboxError("the kernel refused PR_SET_CHILD_SUBREAPER")
 
 
 def _group(limits: Limits, level: str) -> cgroups.Group | None:
@@ -337,7 +362,7 @@ def _spawn_confined(confinement: Confinement, level: str, group: cgroups.Group |
             os.close(output_read)
             raise SandboxError(f"{error}: {said}" if said else str(error)) from None
     return HostProcess(
-        popen=popen, pid=pid, pidfd=pidfd, output=output_read, limits=confinement.limits, level=level, group=group
+        popen=popen, pid=pid, pidfd=pidfd, output=output_read, confinement=confinement, level=level, group=group
     )
 
 
@@ -373,7 +398,7 @@ def _spawn_unconfined(confinement: Confinement) -> HostProcess:
         pid=popen.pid,
         pidfd=os.pidfd_open(popen.pid),
         output=output_read,
-        limits=confinement.limits,
+        confinement=confinement,
         level="none",
         group=None,
         scratch=scratch,
