@@ -31,6 +31,10 @@ _WATCH_SECONDS = 0.1
 _ADDRESS_SLACK = 12 * GIB
 _PR_SET_CHILD_SUBREAPER = 36
 
+_BECOME_WITH_SOCKET = (
+    "import os, sys; os.dup2(int(sys.argv[1]), int(sys.argv[2])); os.execvp(sys.argv[3], sys.argv[3:])"
+)
+
 # The kernel sends a parent-death signal when the *thread* that forked ends, so every host is forked by one thread that
 # lives as long as this process does.
 _forker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-fork")
@@ -383,9 +387,9 @@ def _spawn_unconfined(confinement: Confinement) -> HostProcess:
     passed: list[int] = []
     with contextlib.ExitStack() as stack:
         if confinement.socket is not None:
-            # A shell's redirection is the shortest program that puts a descriptor at a number of our choosing.
             passed.append(confinement.socket)
-            argv = ["/bin/sh", "-c", f'exec {confinement.socket_number}<&{confinement.socket} "$0" "$@"', *argv]
+            numbers = [str(confinement.socket), str(confinement.socket_number)]
+            argv = [sys.executable, "-I", "-S", "-c", _BECOME_WITH_SOCKET, *numbers, *argv]
         stack.callback(os.close, output_write)
         try:
             popen = _forker.submit(_start, argv, env, passed, output_write).result()

@@ -49,12 +49,13 @@ def _enter(plan: dict[str, Any]) -> None:
         os.sched_setaffinity(0, plan["cpus"])
     if plan["stage"]:
         _stage(plan)
+    # Before the limit on descriptors, which may be lower than the numbers used on the way.
+    _place_descriptors(plan)
     for name, value in plan["rlimits"].items():
         limit = getattr(resource, name)
         _, hard = resource.getrlimit(limit)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
-    _place_descriptors(plan)
     os.umask(0o077)
     if plan["uid"] is not None:
         os.setgroups([])
