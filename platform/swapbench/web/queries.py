@@ -1,0 +1,298 @@
+"""What the pages read from the database: read-only, a bounded number of queries each, plain values out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from statistics import median
+from typing import Any
+
+from django.conf import settings
+from django.core.paginator import Page, Paginator
+from django.db.models import Max, Prefetch, Q, QuerySet
+from django.utils import timezone
+
+from swapbench.mergequeue.models import BranchState, Build, QueueEntry, QueueEvent
+from swapbench.submissions.models import Attempt, AuditEvent, Submission, Verdict, Worker
+from swapbench.web.filters import PAGE_SIZE, SubmissionFilter
+from swapbench.web.progress import StageShown, stages_of_outcome, stages_of_running
+from workers.protocol import HEARTBEAT_SECONDS, Interval, Outcome, ProtocolError, decode_outcome
+
+SILENT_AFTER = timedelta(seconds=6 * HEARTBEAT_SECONDS)
+FORGOTTEN_AFTER = timedelta(days=2)
+
+
+@dataclass(frozen=True)
+class RunShown:
+    """An attempt that is under way, with the bars of its stages. `submission` is None for a build of the queue."""
+
+    attempt: Attempt
+    submission: Submission | None
+    stages: list[StageShown]
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        return list(self.submission.files) if self.submission else []
+
+
+@dataclass(frozen=True)
+class WorkerShown:
+    row: Worker
+    alive: bool
+
+
+@dataclass(frozen=True)
+class VerdictShown:
+    """A verdict with its speed-up as an interval, where it was measured."""
+
+    verdict: Verdict
+    speedup: Interval | None
+
+
+def speedup_of(verdict: Verdict) -> Interval | None:
+    """The verdict's speed-up over what it was measured against."""
+    if verdict.speedup is None or verdict.speedup_low is None or verdict.speedup_high is None:
+        return None
+    return Interval(verdict.speedup, verdict.speedup_low, verdict.speedup_high, verdict.speedup_level)
+
+
+def shown(verdicts: Sequence[Verdict]) -> list[VerdictShown]:
+    return [VerdictShown(verdict, speedup_of(verdict)) for verdict in verdicts]
+
+
+def measured(rows: Sequence[VerdictShown]) -> list[Interval]:
+    return [row.speedup for row in rows if row.speedup is not None]
+
+
+def live_attempts() -> list[RunShown]:
+    """Attempts that run or wait for a worker, the running ones first, oldest first."""
+    attempts = Attempt.objects.filter(state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
+    attempts = attempts.select_related("submission__pull_request").defer("outcome").order_by("id")
+    runs = [run_shown(attempt) for attempt in attempts[:100]]
+    return sorted(runs, key=lambda run: run.attempt.state != Attempt.State.RUNNING)
+
+
+def run_shown(attempt: Attempt) -> RunShown:
+    stages = stages_of_running(attempt.stage, attempt.done, attempt.total, attempt.stages)
+    return RunShown(attempt, attempt.submission, stages)
+
+
+def workers() -> list[WorkerShown]:
+    """Workers seen in the last two days; alive where the latest sign of life is fresh."""
+    now = timezone.now()
+    rows = Worker.objects.filter(seen_at__gte=now - FORGOTTEN_AFTER)
+    return [WorkerShown(row, row.seen_at >= now - SILENT_AFTER) for row in rows]
+
+
+def branch() -> BranchState | None:
+    """The branch that the queue moves; None before the queue has looked at it for the first time."""
+    return BranchState.objects.filter(name=settings.SWAPBENCH_BRANCH).first()
+
+
+def queue_entries() -> list[QueueEntry]:
+    """Who is in the queue, in the order in which they go."""
+    entries = QueueEntry.objects.filter(state__in=[QueueEntry.State.WAITING, QueueEntry.State.BUILDING])
+    return list(entries.select_related("submission__pull_request")[:200])
+
+
+def latest_verdicts(count: int) -> list[VerdictShown]:
+    verdicts = Verdict.objects.filter(current=True).select_related("submission__pull_request")
+    return shown(verdicts.defer("cases", "tests", "quality", "figures")[:count])
+
+
+def now() -> dict[str, Any]:
+    """All that the page of what is happening now shows."""
+    runs = live_attempts()
+    seen = workers()
+    verdicts = latest_verdicts(12)
+    day_ago = timezone.now() - timedelta(days=1)
+    finished = Attempt.objects.filter(
+        state=Attempt.State.FINISHED, submission__isnull=False, started_at__isnull=False, finished_at__gte=day_ago
+    ).values_list("started_at", "finished_at")[:500]
+    seconds = [(end - start).total_seconds() for start, end in finished if end is not None and start is not None]
+    return {
+        "running": runs,
+        "waiting": sum(run.attempt.state == Attempt.State.QUEUED for run in runs),
+        "queue": queue_entries(),
+        "branch": branch(),
+        "workers": seen,
+        "workers_alive": sum(worker.alive for worker in seen),
+        "verdicts": verdicts,
+        "intervals": measured(verdicts),
+        "judged_today": Submission.objects.filter(judged_at__gte=day_ago).count(),
+        "merged_today": QueueEntry.objects.filter(state=QueueEntry.State.MERGED, ended_at__gte=day_ago).count(),
+        "median_seconds": median(seconds) if seconds else None,
+        "every": 2 if runs else 5,
+    }
+
+
+def now_version() -> str:
+    """Changes whenever something that the page of now shows has changed, by its cheap traces alone."""
+    traces = (
+        Attempt.objects.aggregate(Max("id"), Max("progress_at"), Max("finished_at"), Max("started_at")),
+        Attempt.objects.filter(state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED]).count(),
+        Verdict.objects.aggregate(Max("id")),
+        QueueEvent.objects.aggregate(Max("id")),
+        AuditEvent.objects.aggregate(Max("id")),
+        [(worker.row.name, worker.row.state, worker.alive) for worker in workers()],
+    )
+    return repr(traces)
+
+
+def submissions(wanted: SubmissionFilter) -> Page[Submission]:
+    """A page of submissions, latest first, each with its current verdicts."""
+    found: QuerySet[Submission] = Submission.objects.select_related("pull_request")
+    if wanted.state:
+        found = found.filter(state=wanted.state)
+    if wanted.author:
+        found = found.filter(pull_request__author__iexact=wanted.author)
+    verdict = Q(verdicts__current=True)
+    narrowed = False
+    for name, value in (("kind", wanted.kind), ("quality_class", wanted.quality_class), ("status", wanted.status)):
+        if value:
+            verdict &= Q(**{f"verdicts__{name}": value})
+            narrowed = True
+    if narrowed:
+        found = found.filter(verdict).distinct()
+    current = Verdict.objects.filter(current=True).defer("cases", "tests", "quality", "figures").order_by("path")
+    found = found.prefetch_related(Prefetch("verdicts", queryset=current, to_attr="current_verdicts"))
+    return Paginator(found.order_by("-id"), PAGE_SIZE).get_page(wanted.page)
+
+
+@dataclass(frozen=True)
+class ImplementationShown:
+    """One implementation of a submission: its verdict row, and what the outcome holds beyond it."""
+
+    verdict: Verdict
+    speedup: Interval | None
+    judged: Any = None
+    """The outcome's `ImplementationOutcome`; None where the verdict was reused or the outcome is gone."""
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """All that the page of a submission shows."""
+
+    submission: Submission
+    attempts: list[Attempt]
+    attempt: Attempt | None
+    outcome: Outcome | None
+    unreadable: str
+    stages: list[StageShown]
+    implementations: list[ImplementationShown]
+    entry: QueueEntry | None
+    newer: Submission | None
+    audit: list[AuditEvent] = field(default_factory=list)
+
+    @property
+    def reproduce(self) -> str:
+        """The commands that judge the same code at home."""
+        head, base = self.submission.head_sha, self.submission.base_sha
+        return f"git fetch origin {self.submission.pull_request.head_ref}\ngit checkout {head[:12]}\nswapbench check --base {base[:12]}"
+
+    @property
+    def live(self) -> bool:
+        """Whether the page will still change by itself."""
+        if self.attempt is not None and self.attempt.live:
+            return True
+        if self.submission.state in (Submission.State.WAITING, Submission.State.JUDGING):
+            return True
+        return self.entry is not None and self.entry.state in (QueueEntry.State.WAITING, QueueEntry.State.BUILDING)
+
+
+def run_page(submission: Submission, attempt_id: int | None = None) -> RunPage | None:
+    """The page of a submission, by its latest attempt or the one asked for; None where that is not its attempt."""
+    attempts = list(submission.attempts.defer("outcome").order_by("-id")[:50])
+    chosen = next((one for one in attempts if attempt_id is None or one.pk == attempt_id), None)
+    if chosen is None and attempt_id is not None:
+        return None
+    outcome, unreadable = _outcome(chosen)
+    if chosen is None:
+        stages = []
+    elif outcome is not None:
+        stages = stages_of_outcome(outcome)
+    else:
+        stages = stages_of_running(chosen.stage, chosen.done, chosen.total, chosen.stages)
+    verdicts = submission.verdicts.filter(current=True) if attempt_id is None else chosen.verdicts.all() if chosen else []
+    judged = {implementation.path: implementation for implementation in outcome.implementations} if outcome else {}
+    implementations = [
+        ImplementationShown(verdict, speedup_of(verdict), judged.get(verdict.path) if verdict.reused_from_id is None else None)
+        for verdict in (verdicts.order_by("path") if verdicts else [])
+    ]
+    newer = Submission.objects.filter(pull_request=submission.pull_request, pk__gt=submission.pk).order_by("-pk").first()
+    return RunPage(
+        submission,
+        attempts,
+        chosen,
+        outcome,
+        unreadable,
+        stages,
+        implementations,
+        QueueEntry.objects.filter(submission=submission).select_related("branch").first(),
+        newer,
+        list(submission.audit_events.all()[:20]),
+    )
+
+
+def _outcome(attempt: Attempt | None) -> tuple[Outcome | None, str]:
+    if attempt is None:
+        return None, ""
+    text = Attempt.objects.values_list("outcome", flat=True).get(pk=attempt.pk)
+    if not text:
+        return None, ""
+    try:
+        return decode_outcome(text), ""
+    except ProtocolError as error:
+        return None, str(error)
+
+
+def submission_version(submission: Submission) -> str:
+    """Changes whenever the page of the submission has changed."""
+    attempts = submission.attempts.values_list("id", "state", "progress_at", "progress_seconds", "stage", "worker")
+    entry = QueueEntry.objects.filter(submission=submission).values_list("state", "sentence").first()
+    return repr(
+        (
+            submission.state,
+            list(attempts),
+            entry,
+            submission.verdicts.aggregate(Max("id")),
+            submission.audit_events.aggregate(Max("id")),
+        )
+    )
+
+
+def queue_page() -> dict[str, Any]:
+    """All that the page of the queue shows."""
+    entries = queue_entries()
+    builds = Build.objects.prefetch_related(
+        Prefetch("entries", queryset=QueueEntry.objects.select_related("submission__pull_request"))
+    )
+    gone = QueueEntry.objects.filter(state__in=[QueueEntry.State.MERGED, QueueEntry.State.LEFT])
+    running = Attempt.objects.filter(build__isnull=False, state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
+    return {
+        "queue": entries,
+        "branch": branch(),
+        "builds": list(builds[:10]),
+        "running": [run_shown(attempt) for attempt in running.defer("outcome")[:10]],
+        "gone": list(gone.select_related("submission__pull_request").order_by("-ended_at", "-id")[:15]),
+        "events": list(QueueEvent.objects.all()[:30]),
+        "workers": workers(),
+        "every": 3 if entries else 8,
+    }
+
+
+def queue_version() -> str:
+    """Changes whenever the page of the queue has changed."""
+    entries = QueueEntry.objects.exclude(state__in=[QueueEntry.State.MERGED, QueueEntry.State.LEFT])
+    return repr(
+        (
+            list(entries.values_list("id", "state", "sentence")),
+            QueueEvent.objects.aggregate(Max("id")),
+            Build.objects.aggregate(Max("id"), Max("ended_at")),
+            list(BranchState.objects.values_list("tip_sha", "held", "hold_reason")),
+            list(
+                Attempt.objects.filter(build__isnull=False, state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
+                .values_list("id", "state", "progress_at")
+            ),
+            [(worker.row.name, worker.row.state, worker.alive) for worker in workers()],
+        )
+    )
