@@ -46,7 +46,7 @@ class Request:
 
     prompt: Prompt
     max_tokens: int = 128
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 

@@ -177,7 +177,7 @@ class Model:
             return linear if scheme is None else linear.repacked(scheme, self.dtype)
 
         layers = [
-            replace(l, qkv=pack(l.qkv), o=pack(l.o), gate_up=pack(l.gate_up), down=pack(l.down)) for l in self.layers
+            replace(a, qkv=pack(a.qkv), o=pack(a.o), gate_up=pack(a.gate_up), down=pack(a.down)) for a in self.layers
         ]
         rows = schemes.get("embed")
         embed = pack(self.embed) if hasattr(rows, "embedding") else self.embed
