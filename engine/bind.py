@@ -114,7 +114,9 @@ def parts(slots: Mapping[str, Any], config: ModelConfig, dtype: torch.dtype, dev
             return bound(operators[operator], *args)
         if given is None:
             given = DEFAULTS[kind]
-        return implementation(kind, given, dtype, device)(*args) if isinstance(given, str) else given
+        if isinstance(given, str):
+            given = implementation(kind, given, dtype, device)
+        return given(*args) if isinstance(given, type) else given
 
     return Parts(
         part("normalization", "rms_norm", BoundNorm, config.norm_eps), part("activation", "swiglu", BoundActivation)

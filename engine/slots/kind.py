@@ -111,6 +111,8 @@ class Preparation:
     operation: str
     params: dict[str, Scalar]
     inputs: dict[str, Tensor]
+    access: Access = "read"
+    """How the results are held: a packed weight is only read, a KV cache in an own layout is written to."""
 
 
 @dataclass(frozen=True)
@@ -264,23 +266,23 @@ class SlotKind(ABC):
 def kind_named(name: str) -> SlotKind:
     """The declaration of the kind called `name`. Raises KeyError."""
     if name == "attention":
-        from engine.slots.attention import ATTENTION
+        from engine.slots.kinds.attention import ATTENTION
 
         return ATTENTION
     if name == "quantization":
-        from engine.slots.quantization import QUANTIZATION
+        from engine.slots.kinds.quantization import QUANTIZATION
 
         return QUANTIZATION
     if name == "normalization":
-        from engine.slots.normalization import NORMALIZATION
+        from engine.slots.kinds.normalization import NORMALIZATION
 
         return NORMALIZATION
     if name == "activation":
-        from engine.slots.activation import ACTIVATION
+        from engine.slots.kinds.activation import ACTIVATION
 
         return ACTIVATION
     if name == "adapter":
-        from engine.slots.adapter import ADAPTER
+        from engine.slots.kinds.adapter import ADAPTER
 
         return ADAPTER
     raise KeyError(f"There is no slot kind {name!r}.")

@@ -1,0 +1,171 @@
+"""Whether an output is right, and the sentence that says why not."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.slots.kind import Finding
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`element`: largest error of an element as a share of its row's magnitude; `frobenius`: of all errors together."""
+
+    element: float
+    frobenius: float
+
+
+EPSILON = {"float32": 5e-6, "float16": 2.0**-10, "bfloat16": 2.0**-8}
+"""Added to twice the plain path's error: about one rounding of the output, for float32 a few reorderings of a sum."""
+
+FIXED = {"float32": Bound(1e-4, 2e-5), "float16": Bound(4e-3, 1e-3), "bfloat16": Bound(3e-2, 6e-3)}
+"""Class E where the plain path is not at hand. Computing in the next coarser dtype misses `frobenius` in each."""
+
+COARSE = {"Q8": Bound(0.30, 0.06), "Q4": Bound(0.80, 0.18), "S": Bound(0.30, 0.06)}
+"""Other classes: what rounding activations to 8 or 4 bits costs. What it does to a model is judged on a model."""
+
+
+def compare_output(
+    name: str,
+    got: Tensor,
+    expected: Tensor,
+    plain: Tensor | None,
+    dtype: str,
+    quality_class: str = "E",
+    row: str = "row",
+) -> Finding | None:
+    """None where `got` is close enough to `expected` (float32), else what is wrong with it.
+
+    Class E with `plain`: every element within 2 x the plain path's error + epsilon, where the plain path's error is the
+    largest in the element's own row, or the one that nine rows of ten stay under if that is larger; and the Frobenius
+    norm likewise. Without `plain`, and for the other classes, a fixed bound. `row` names the leading dimension.
+    """
+    if got.shape != expected.shape:
+        return Finding(f"{name} has shape {list(got.shape)}; expected {list(expected.shape)}.", name)
+    if expected.numel() == 0:
+        return None
+    values = got.float()
+    error = (values - expected).abs_()
+    total = float(torch.linalg.vector_norm(error))
+    if not math.isfinite(total):
+        return not_finite(name, values, expected, row)
+    norm = float(torch.linalg.vector_norm(expected))
+    typical = norm / math.sqrt(expected.numel())
+    magnitude = expected.abs().amax(-1, keepdim=True).clamp_(min=typical)
+    if quality_class in COARSE:
+        bound = COARSE[quality_class]
+        allowed = magnitude * bound.element
+        frobenius = bound.frobenius
+    elif plain is None:
+        bound = FIXED[dtype]
+        allowed = magnitude * bound.element
+        frobenius = bound.frobenius
+    else:
+        plain_error = (plain.float() - expected).abs_()
+        rows = plain_error.amax(-1, keepdim=True)
+        usual = float(rows.flatten().kthvalue(max(1, int(0.9 * rows.numel()))).values)
+        allowed = 2 * rows.clamp(min=usual) + EPSILON[dtype] * magnitude
+        frobenius = 2 * float(torch.linalg.vector_norm(plain_error)) / max(norm, 1e-30) + EPSILON[dtype] / 2
+    relative = total / max(norm, 1e-30)
+    over = error > allowed
+    figures = {"relative error": relative, "allowed relative error": frobenius}
+    if bool(over.any()):
+        return wrong(name, values, expected, over, row, figures)
+    if norm > 0 and relative > frobenius:
+        worst = (error / magnitude).flatten().argmax()
+        at = unravel(int(worst), expected.shape)
+        return Finding(
+            f"{name} is off by {relative:.2%} overall (allowed: {frobenius:.2%}), though no single element stands out: "
+            f"a systematic error, such as a coarser dtype than {dtype}.{diagnosis(values, expected)}",
+            name,
+            at,
+            float(expected[at]),
+            float(values[at]),
+            figures,
+        )
+    return None
+
+
+def wrong(name: str, values: Tensor, expected: Tensor, over: Tensor, row: str, figures: dict[str, float]) -> Finding:
+    """The finding for elements out of bounds: the first, how many, and what they look like."""
+    first = unravel(int(over.flatten().to(torch.uint8).argmax()), expected.shape)
+    share = float(over.float().mean())
+    bad_rows = over.flatten(1).any(1) if over.dim() > 1 else over
+    rows = int(bad_rows.sum())
+    return Finding(
+        f"{name} is wrong from {row} {first[0]} on: element {list(first)} is {float(values[first]):.6g}, expected "
+        f"{float(expected[first]):.6g}; {share:.1%} of the elements are out of bounds, in {rows} of {len(bad_rows)} "
+        f"{row}s.{diagnosis(values, expected)}",
+        name,
+        first,
+        float(expected[first]),
+        float(values[first]),
+        figures,
+    )
+
+
+def not_finite(name: str, values: Tensor, expected: Tensor, row: str) -> Finding:
+    """The finding for NaN or infinity."""
+    bad = ~torch.isfinite(values)
+    if not bool(bad.any()):
+        bad = ~torch.isfinite(expected)
+    first = unravel(int(bad.flatten().to(torch.uint8).argmax()), expected.shape)
+    what = "NaN" if math.isnan(float(values[first])) else "infinity"
+    return Finding(
+        f"{name} holds {what} at {list(first)} ({row} {first[0]}), and {int(bad.sum())} such elements in all; expected "
+        f"{float(expected[first]):.6g}.",
+        name,
+        first,
+        float(expected[first]),
+        float(values[first]),
+    )
+
+
+def diagnosis(values: Tensor, expected: Tensor) -> str:
+    """A sentence about the likely cause where the output has a telling form, else nothing."""
+    if not bool(values.any()):
+        return " The output is zero everywhere."
+    spread, wanted = float(values.std(correction=0)), float(expected.std(correction=0))
+    if wanted > 0 and spread < 1e-3 * wanted:
+        return " The output is nearly constant."
+    energy = float((values * values).sum())
+    factor = float((values * expected).sum()) / max(float((expected * expected).sum()), 1e-30)
+    residual = float(torch.linalg.vector_norm(values - factor * expected)) / max(math.sqrt(energy), 1e-30)
+    if residual < 0.01 and abs(factor - 1) > 0.005:
+        return f" It is {factor:.4g} times what is expected everywhere: a scale is wrong or missing."
+    return ""
+
+
+def unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
+    """The index of element `flat` in row-major order."""
+    index = []
+    for size in reversed(shape):
+        index.append(flat % size)
+        flat //= size
+    return tuple(reversed(index))
+
+
+def same_bits(name: str, got: Tensor, expected: Tensor, sentence: str) -> Finding | None:
+    """None where both hold the same values, NaN in `expected` standing for anything; else `sentence` and the place."""
+    differs = (got != expected).logical_and_(expected == expected)  # NaN is the one value that differs from itself
+    if not bool(differs.any()):
+        return None
+    first = unravel(int(differs.flatten().to(torch.uint8).argmax()), expected.shape)
+    return Finding(
+        f"{sentence} First at {list(first)}: {float(got[first]):.6g}, expected {float(expected[first]):.6g}; "
+        f"{int(differs.sum())} elements in all.",
+        name,
+        first,
+        float(expected[first]),
+        float(got[first]),
+    )
+
+
+def differing_rows(a: Tensor, b: Tensor, dtype: str) -> Tensor:
+    """bool[rows]: where two outputs that should be equal differ by more than reordered sums could explain."""
+    difference = (a.float() - b.float()).abs().flatten(1).amax(1)
+    magnitude = torch.maximum(a.float().abs().flatten(1).amax(1), b.float().abs().flatten(1).amax(1))
+    # NaN compares false with everything, and must count as a difference.
+    return ~(difference <= 4 * EPSILON[dtype] * magnitude.clamp(min=1e-3))

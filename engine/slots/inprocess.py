@@ -1,0 +1,100 @@
+"""A Runner in the same process, for tests of the kinds and for trying out one's own file. It confines nothing."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.slots.header import Header
+from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, Preparation, SlotKind
+from engine.slots.source import Source
+
+
+class InProcess:
+    """Runs an implementation of `kind` right here, with the checks that a module host and its judge make."""
+
+    def __init__(self, kind: SlotKind, implementation: type[Any]) -> None:
+        lacks = kind.why_malformed(implementation)
+        if lacks:
+            raise CallFailed(" ".join(lacks))
+        self.driver = kind.driver(implementation)
+        self.tensors: dict[str, Tensor] = {}
+        self.read_only: dict[str, Tensor] = {}
+
+    def hold(self, held: HeldSet) -> dict[str, Tensor]:
+        """Keeps copies under their names; returns the tensors that the implementation sees."""
+        views = {}
+        for name, entry in held.items():
+            if entry.access == "private":
+                views[name] = entry.tensor
+                continue
+            views[name] = self.tensors[name] = entry.tensor.clone()
+            self.read_only.pop(name, None)
+            if entry.access == "read":
+                self.read_only[name] = entry.tensor.clone()
+        return views
+
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        """The results, copied."""
+        try:
+            results = self.driver.prepare(preparation.operation, preparation.params, preparation.inputs)
+        except Exception as error:
+            raise CallFailed(f"{type(error).__name__}: {error}") from error
+        return {name: result.detach().contiguous().clone() for name, result in results.items()}
+
+    def run(self, call: Call) -> dict[str, Tensor]:
+        """The outputs, copied, with `state:NAME` for what the call asks to check."""
+        before = {name: value.clone() for name, value in call.inputs.items()}
+        try:
+            with torch.inference_mode():
+                results = self.driver.run(call.operation, call.params, call.inputs, self.tensors)
+        except Exception as error:
+            raise CallFailed(f"{type(error).__name__}: {error}") from error
+        outputs = {}
+        for name, spec in call.outputs.items():
+            if name not in results:
+                raise CallFailed(f"The implementation returned no {name!r}.")
+            value = results[name]
+            if tuple(value.shape) != spec.shape or value.dtype != spec.torch_dtype:
+                raise CallFailed(
+                    f"{name!r} is {list(value.shape)} of {value.dtype}; expected {list(spec.shape)} of {spec.torch_dtype}."
+                )
+            outputs[name] = value.clone()
+        for name, value in (*before.items(), *self.read_only.items()):
+            now = call.inputs[name] if name in before else self.tensors[name]
+            if not torch.equal(
+                now.view(torch.uint8) if now.dim() else now, value.view(torch.uint8) if now.dim() else value
+            ):
+                raise CallFailed(f"The implementation wrote to its input {name!r}.")
+        for name in call.check_state:
+            outputs[f"state:{name}"] = self.tensors[name].clone()
+        return outputs
+
+
+def judge_case(
+    kind: SlotKind, header: Header, case: Case, implementation: type[Any], source: Source, calls: int = 2
+) -> Finding | None:
+    """What the unit suite makes of one case: prepare, settle, and compare `calls` calls. Raises CallFailed."""
+    case = kind.vary(case, source.child("vary"))
+    held = kind.held(case, source.child("held"))
+    preparation = kind.preparation(case, held)
+    if preparation is not None:
+        from engine.slots.kind import Held
+
+        results = InProcess(kind, implementation).prepare(preparation)
+        held.update({name: Held(result, preparation.access) for name, result in results.items()})
+        fresh = InProcess(kind, implementation)
+        fresh.hold(held)
+        more, finding = kind.settle(case, header, held, fresh)
+        if finding is not None:
+            return finding
+        held.update(more)
+    runner = InProcess(kind, implementation)
+    runner.hold(held)
+    for number in range(calls):
+        call = kind.draw(case, held, source.child("call", number))
+        got = runner.run(call)
+        finding = kind.compare(case, header, got, kind.expected(case, held, call), kind.plain(case, held, call))
+        if finding is not None:
+            return finding
+    return None

@@ -1,0 +1,564 @@
+"""How attention is judged: paged steps against the definition, and what must hold of every implementation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from engine.reference.attention import attention as reference
+from engine.slots.attention import AttentionShape, Phase, StepMeta, standard_kv, step_meta
+from engine.slots.caps import Caps, dtypes_for, why_not
+from engine.slots.compare import compare_output, same_bits
+from engine.slots.drawing import DISTRIBUTIONS, draw_tensor, jitter, permutation
+from engine.slots.header import Header
+from engine.slots.kind import (
+    Call,
+    Case,
+    Driver,
+    Environment,
+    Finding,
+    Held,
+    HeldSet,
+    Preparation,
+    Property,
+    Runner,
+    Scalar,
+    SlotKind,
+    Suite,
+    TensorSpec,
+    Work,
+)
+from engine.slots.source import Source
+from engine.workloads.attention import CPU, CUDA, UNIT, AttentionWorkload, format_sequences, parse_sequences
+
+STALE_SCALE = 20.0
+"""Size of what lies in slots that nobody may read: a leak of one such value is far above any tolerance."""
+
+META_TENSORS = ("cu_q", "kv_len", "block_table", "slot_map", "positions")
+
+
+def shape_of(params: Mapping[str, Scalar]) -> AttentionShape:
+    """The layer shape that a case's or a call's numbers stand for."""
+    window = params["window"]
+    return AttentionShape(
+        q_heads=int(params["q_heads"] or 0),
+        kv_heads=int(params["kv_heads"] or 0),
+        head_dim=int(params["head_dim"] or 0),
+        scale=float(params["scale"] or 0.0),
+        window=int(window) if window else None,
+    )
+
+
+def shape_params(shape: AttentionShape) -> dict[str, Scalar]:
+    """The inverse of `shape_of`."""
+    return {
+        "q_heads": shape.q_heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "scale": shape.scale,
+        "window": shape.window,
+    }
+
+
+def meta_params(meta: StepMeta) -> dict[str, Scalar]:
+    """The numbers of a step that are no tensors."""
+    return {"phase": meta.phase, "max_q": meta.max_q, "max_kv": meta.max_kv, "block_size": meta.block_size}
+
+
+def meta_inputs(meta: StepMeta) -> dict[str, Tensor]:
+    """The tensors of a step, by name."""
+    return {name: getattr(meta, name) for name in META_TENSORS}
+
+
+def meta_of(params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> StepMeta:
+    """The step that a call describes."""
+    phase: Phase = "mixed"
+    if params["phase"] == "prefill":
+        phase = "prefill"
+    elif params["phase"] == "decode":
+        phase = "decode"
+    return StepMeta(
+        phase=phase,
+        max_q=int(params["max_q"] or 0),
+        max_kv=int(params["max_kv"] or 0),
+        block_size=int(params["block_size"] or 0),
+        **{name: inputs[name] for name in META_TENSORS},
+    )
+
+
+class AttentionKind(SlotKind):
+    """Cases are steps over a pool of pages.
+
+    Each sequence's history lies on pages drawn anew for every call, so that nothing gathered in one call serves the
+    next. New tokens go to slots that no call reads before it has written them; these hold large stale values.
+    """
+
+    name = "attention"
+    title = "Attention"
+    default = "sdpa"
+
+    # -- the judge's side -------------------------------------------------------------------------------------------
+
+    def why_not(self, header: Header, environment: Environment) -> list[str]:
+        """Reasons, as sentences, for which the implementation cannot be judged here."""
+        reasons = why_not(header, environment)
+        if not reasons and not self.cases("unit", header, environment):
+            reasons.append("Its limits leave no case of the unit suite over.")
+        return reasons
+
+    def cases(self, suite: Suite, header: Header, environment: Environment) -> Sequence[Case]:
+        """Unit: every workload in every dtype. Performance: those of the device, in the first dtype both sides know."""
+        caps = Caps.of(header)
+        dtypes = dtypes_for(header, environment)
+        workloads: Sequence[AttentionWorkload] = UNIT
+        if suite == "performance":
+            workloads = CUDA if environment.device == "cuda" else CPU
+            preferred = "bfloat16" if environment.device == "cuda" else "float32"
+            dtypes = [preferred] if preferred in dtypes else dtypes[:1]
+        return [
+            self.case(workload, dtype, environment.device, suite, caps)
+            for workload in workloads
+            if self.supports(caps, workload)
+            for dtype in dtypes
+        ]
+
+    @staticmethod
+    def supports(caps: Caps, workload: AttentionWorkload) -> bool:
+        """Whether the limits include this workload."""
+        sequences = parse_sequences(workload.sequences)
+        decode = all(new == 1 for new, _ in sequences)
+        whole = all(new > 1 or new == total for new, total in sequences)
+        phase = "decode" if decode else "prefill" if whole else "mixed"
+        return (
+            (not caps.head_dims or workload.head_dim in caps.head_dims)
+            and (not caps.max_group or workload.q_heads // workload.kv_heads <= caps.max_group)
+            and (caps.window or not workload.window)
+            and phase in caps.phases
+        )
+
+    @staticmethod
+    def case(workload: AttentionWorkload, dtype: str, device: str, suite: Suite, caps: Caps) -> Case:
+        """The case of a workload in a dtype on a device."""
+        shape = AttentionShape(
+            workload.q_heads, workload.kv_heads, workload.head_dim, workload.head_dim**-0.5, workload.window or None
+        )
+        params: dict[str, Scalar] = {
+            **shape_params(shape),
+            "block_size": workload.block_size,
+            "sequences": workload.sequences,
+            "layers": workload.layers,
+            "values": "normal",
+            "spare": 1,
+            "suite": suite,
+            "device": device,
+            "kv": caps.kv,
+        }
+        name = f"{workload.name}-{dtype}" if suite == "unit" else workload.name
+        return Case(name, dtype, params)
+
+    def vary(self, case: Case, source: Source) -> Case:
+        """Other lengths with about the same sum, another distribution, other spare pages."""
+        sequences = parse_sequences(case["sequences"])
+        histories = [total - new for new, total in sequences]
+        news = [new for new, _ in sequences]
+        if case["suite"] == "performance":
+            histories = jitter(source, histories, 0.25, least=0)
+            long = jitter(source, [new if new > 1 else 0 for new in news], 0.25, least=2)
+            news = [drawn or 1 for drawn in long]
+        else:
+            histories = [max(0, h + source.choice((0, 0, -1, 1))) if h > 1 else h for h in histories]
+            news = [max(2, n + source.choice((0, 0, -1, 1))) if n > 2 else n for n in news]
+        values = source.choice(DISTRIBUTIONS if case["suite"] == "unit" else ("normal", "long-tailed"))
+        varied = format_sequences([(n, n + h) for n, h in zip(news, histories, strict=True)])
+        spare = source.integer(1, 4)
+        return Case(case.name, case.dtype, {**case.params, "sequences": varied, "values": values, "spare": spare})
+
+    def held(self, case: Case, source: Source) -> HeldSet:
+        """kv: the cache [layers, 2, blocks, block_size, kv_heads, head_dim] (in an own layout, what `preparation` gives).
+
+        Private: origin, the cache as it was; free, pages for histories; tails, int64[B, pages] for new tokens; scratch,
+        int64[slots], the slots that calls may write.
+        """
+        size = int(case["block_size"])
+        sequences = parse_sequences(case["sequences"])
+        full = [(total - new) // size for new, total in sequences]
+        tails = [-(-total // size) - f for (_, total), f in zip(sequences, full, strict=True)]
+        free = sum(full) + int(case["spare"])
+        blocks = free + sum(tails)
+        pages = torch.tensor(permutation(source, blocks))
+        table = torch.zeros(len(sequences), max(tails), dtype=torch.int64)
+        scratch = torch.zeros(blocks, size, dtype=torch.bool)
+        at = free
+        for index, ((new, total), count) in enumerate(zip(sequences, tails, strict=True)):
+            table[index, :count] = pages[at : at + count]
+            at += count
+            scratch[table[index, 0], (total - new) % size :] = True
+            scratch[table[index, 1:count]] = True
+        shape = shape_of(case.params)
+        spec = standard_kv(shape, blocks, size, case.dtype)
+        origin = draw_tensor(
+            source,
+            (int(case["layers"]) * 2 * blocks * size, shape.kv_heads, shape.head_dim),
+            spec.torch_dtype,
+            case["device"],
+            "normal",
+        ).view(int(case["layers"]), *spec.shape)
+        scratch = scratch.to(origin.device)
+        origin[:, :, scratch] *= STALE_SCALE
+        held = {
+            "origin": Held(origin, "private"),
+            "free": Held(pages[:free], "private"),
+            "tails": Held(table, "private"),
+            "scratch": Held(scratch.flatten().nonzero().flatten(), "private"),
+        }
+        if case["kv"] == "standard":
+            held["kv"] = Held(origin.clone(), "write")
+        return held
+
+    def preparation(self, case: Case, held: HeldSet) -> Preparation | None:
+        """For a cache in an own layout: the judge's cache, written by the implementation."""
+        if case["kv"] == "standard":
+            return None
+        return fill(case, held["origin"].tensor)
+
+    def draw(self, case: Case, held: HeldSet, source: Source) -> Call:
+        """A step whose sequences come in a new order, with their histories on newly drawn pages."""
+        size = int(case["block_size"])
+        sequences = parse_sequences(case["sequences"])
+        tails = held["tails"].tensor
+        free = held["free"].tensor[permutation(source, len(held["free"].tensor))]
+        width = max(-(-total // size) for _, total in sequences)
+        order = permutation(source, len(sequences))
+        # What lies past a sequence's last page is unspecified: any page.
+        table = free[torch.randint(len(free), (len(sequences), width), generator=source.generator())]
+        at = 0
+        for row, index in enumerate(order):
+            new, total = sequences[index]
+            full = (total - new) // size
+            count = -(-total // size) - full
+            table[row, :full] = free[at : at + full]
+            table[row, full : full + count] = tails[index, :count]
+            at += full
+        news = [sequences[index][0] for index in order]
+        totals = [sequences[index][1] for index in order]
+        meta = step_meta(news, totals, table, size, case["device"])
+        shape = shape_of(case.params)
+        rows = sum(news) * int(case["layers"])
+        dtype = TensorSpec((), case.dtype).torch_dtype
+
+        def drawn(heads: int) -> Tensor:
+            return draw_tensor(source, (rows, heads, shape.head_dim), dtype, case["device"], case["values"])
+
+        return step_call(case, meta, drawn(shape.q_heads), drawn(shape.kv_heads), drawn(shape.kv_heads))
+
+    def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
+        """The definition in float32, and the cache with the new tokens in their slots; NaN where calls may have written."""
+        written = after_write(held["origin"].tensor, call, held["scratch"].tensor)
+        expected = {"out": self.attended(case, written, call, torch.float32)}
+        if "kv" in call.check_state:
+            expected["state:kv"] = written
+        return expected
+
+    def plain(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
+        """The definition with both products in the case's dtype."""
+        dtype = TensorSpec((), case.dtype).torch_dtype
+        return {"out": self.attended(case, after_write(held["origin"].tensor, call), call, dtype)}
+
+    @staticmethod
+    def attended(case: Case, written: Tensor, call: Call, dtype: torch.dtype) -> Tensor:
+        """The reference for each layer of a step, one after the other: [layers * T, q_heads, head_dim]."""
+        meta = meta_of(call.params, call.inputs)
+        shape = shape_of(case.params)
+        layers = call.inputs["q"].chunk(int(case["layers"]))
+        return torch.cat([reference(q, kv, meta, shape, dtype) for q, kv in zip(layers, written, strict=True)])
+
+    def compare(
+        self,
+        case: Case,
+        header: Header,
+        got: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        plain: Mapping[str, Tensor] | None,
+    ) -> Finding | None:
+        """The output by class; the cache bit for bit. What class S leaves out is judged by its property `selection`."""
+        finding = None
+        if header.quality_class != "S":
+            finding = compare_output(
+                "out",
+                got["out"],
+                expected["out"],
+                None if plain is None else plain["out"],
+                case.dtype,
+                header.quality_class,
+                "token",
+            )
+        elif not bool(torch.isfinite(got["out"]).all()):
+            finding = compare_output("out", got["out"], expected["out"], None, case.dtype, "S", "token")
+        if finding is None and "state:kv" in expected:
+            finding = same_bits(
+                "kv",
+                got["state:kv"],
+                expected["state:kv"],
+                "The KV cache is wrong after the step: the new tokens' slots must hold their keys and values bit for "
+                "bit, and every other slot must stay as it was (index: layer, key or value, page, offset, head, channel).",
+            )
+        return finding
+
+    def properties(self, header: Header, environment: Environment) -> Sequence[Property]:
+        """Causality, windows, paging, batch order, agreement of decode with prefill, determinism, refusals, selection."""
+        from engine.slots.kinds.attention_properties import attention_properties
+
+        return attention_properties(self, header, environment)
+
+    def work(self, case: Case, held: HeldSet, call: Call) -> Work:
+        """Reading q and the visible keys and values once, writing the new ones and the output; two products."""
+        shape = shape_of(case.params)
+        width = TensorSpec((), case.dtype).torch_dtype.itemsize
+        rows = keys = pairs = 0
+        for new, total in parse_sequences(case["sequences"]):
+            window = shape.window or total
+            rows += new
+            keys += min(total, window + new - 1)
+            seen = sum(min(position + 1, window) for position in range(total - new, total))
+            pairs += seen
+        layers = int(case["layers"])
+        moved = rows * (2 * shape.q_heads + 4 * shape.kv_heads) + 2 * keys * shape.kv_heads
+        return Work(layers * moved * shape.head_dim * width, layers * 4 * pairs * shape.q_heads * shape.head_dim)
+
+    def proxy(self, runner: Runner, header: Header) -> Any:
+        """A class to be used in place of the implementation's, whose instances forward to `runner`."""
+
+        class Remote(RemoteAttention):
+            channel = AttentionChannel(runner)
+
+        return Remote
+
+    # -- the host's side --------------------------------------------------------------------------------------------
+
+    def why_malformed(self, implementation: type[Any]) -> list[str]:
+        """What the class lacks of the contract."""
+        wanted = ("kv_spec", "plan", "write", "forward")
+        return lacking(implementation, wanted, "attention", "Derive from StandardKV for all but forward.")
+
+    def driver(self, implementation: type[Any]) -> Driver:
+        """Makes one instance for each shape that calls name."""
+        return AttentionDriver(implementation)
+
+
+def lacking(implementation: Any, methods: Sequence[str], kind: str, advice: str = "") -> list[str]:
+    """Sentences for methods that a class lacks."""
+    if not isinstance(implementation, type):
+        return [f"@register must be put on a class, not on {type(implementation).__name__}."]
+    missing = [name for name in methods if not callable(getattr(implementation, name, None))]
+    if not missing:
+        return []
+    return [f"The class {implementation.__name__} lacks {', '.join(missing)} of the {kind} contract. {advice}".strip()]
+
+
+def step_call(case: Case, meta: StepMeta, q: Tensor, k: Tensor, v: Tensor) -> Call:
+    """The call of a step over the held cache `kv`; q, k and v have layers * T rows."""
+    shape = shape_of(case.params)
+    return Call(
+        operation="step",
+        params={**shape_params(shape), **meta_params(meta), "layers": case["layers"], "kv": "kv"},
+        inputs={**meta_inputs(meta), "q": q, "k": k, "v": v},
+        outputs={"out": TensorSpec((q.shape[0], shape.q_heads, shape.head_dim), case.dtype)},
+        check_state=("kv",) if case["kv"] == "standard" else (),
+    )
+
+
+def fill(case: Case, origin: Tensor) -> Preparation:
+    """The preparation that gives `kv`, a cache in an own layout with the content of `origin` (standard, with layers)."""
+    shape = shape_of(case.params)
+    layers, _, blocks, size, _, _ = origin.shape
+    params: dict[str, Scalar] = {
+        **shape_params(shape),
+        "blocks": blocks,
+        "block_size": size,
+        "layers": layers,
+        "dtype": case.dtype,
+    }
+    content = {
+        "k": origin[:, 0].reshape(-1, shape.kv_heads, shape.head_dim),
+        "v": origin[:, 1].reshape(-1, shape.kv_heads, shape.head_dim),
+    }
+    return Preparation("fill", params, content, access="write")
+
+
+def after_write(origin: Tensor, call: Call, scratch: Tensor | None = None) -> Tensor:
+    """A copy of the standard cache [layers, 2, ...] with the call's keys and values in their slots.
+
+    Other slots of `scratch` become NaN: earlier calls may have left anything there, and nobody may read it.
+    """
+    written = origin.clone()
+    layers = origin.shape[0]
+    slots = written.flatten(2, 3)
+    if scratch is not None:
+        slots.index_fill_(2, scratch, float("nan"))
+    slots[:, 0, call.inputs["slot_map"]] = call.inputs["k"].view(layers, -1, *slots.shape[3:])
+    slots[:, 1, call.inputs["slot_map"]] = call.inputs["v"].view(layers, -1, *slots.shape[3:])
+    return written
+
+
+class AttentionDriver:
+    """Runs in the host: turns the judge's operations into calls on instances of the class."""
+
+    def __init__(self, implementation: type[Any]) -> None:
+        self.implementation = implementation
+        self.instances: dict[AttentionShape, Any] = {}
+        self.metas: dict[AttentionShape, StepMeta] = {}
+
+    def instance(self, shape: AttentionShape) -> Any:
+        """The instance for a shape, made where it is the first of that shape."""
+        if shape not in self.instances:
+            self.instances[shape] = self.implementation(shape)
+        return self.instances[shape]
+
+    def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """fill: {"kv": the cache in the implementation's layout, stacked over layers}."""
+        if operation != "fill":
+            raise ValueError(f"attention has no preparation {operation!r}.")
+        shape = shape_of(params)
+        attention = self.instance(shape)
+        blocks, size, layers = int(params["blocks"] or 0), int(params["block_size"] or 0), int(params["layers"] or 1)
+        spec = attention.kv_spec(blocks, size, str(params["dtype"]))
+        device = inputs["k"].device
+        kv = torch.zeros((layers, *spec.shape), dtype=spec.torch_dtype, device=device)
+        table = torch.arange(blocks)[:, None]
+        meta = step_meta([size] * blocks, [size] * blocks, table, size, device)
+        for layer, (k, v) in enumerate(zip(inputs["k"].chunk(layers), inputs["v"].chunk(layers), strict=True)):
+            attention.write(k, v, kv[layer], meta)
+        return {"kv": kv}
+
+    def run(
+        self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor], held: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """step, layer, select and evict, as the functions of these names describe."""
+        shape = shape_of(params)
+        attention = self.instance(shape)
+        kv = held[str(params["kv"])]
+        if operation == "layer":
+            return self.layer(attention, shape, params, inputs, kv)
+        meta = meta_of(params, inputs)
+        if operation == "step":
+            return self.step(attention, meta, int(params["layers"] or 1), inputs, kv)
+        if operation == "backward":
+            return self.backward(attention, meta, inputs, kv[0])
+        attention.plan(meta)
+        if operation == "select":
+            k, v = inputs["k"], inputs["v"]
+            attention.write(k, v, kv[0], meta)
+            return {"mask": attention.select(inputs["q"], k, kv[0], meta)}
+        if operation == "evict":
+            free = torch.zeros(int(params["blocks"] or 0), dtype=torch.bool, device=kv.device)
+            free[attention.evict(kv, meta).long()] = True
+            return {"free": free}
+        raise ValueError(f"attention has no operation {operation!r}.")
+
+    @staticmethod
+    def step(
+        attention: Any, meta: StepMeta, layers: int, inputs: Mapping[str, Tensor], kv: Tensor
+    ) -> dict[str, Tensor]:
+        """One plan, then write and forward for each layer: the unit of what is timed."""
+        attention.plan(meta)
+        if layers == 1:
+            attention.write(inputs["k"], inputs["v"], kv[0], meta)
+            return {"out": attention.forward(inputs["q"], inputs["k"], inputs["v"], kv[0], meta)}
+        outputs = []
+        for layer in range(layers):
+            q, k, v = (inputs[name].chunk(layers)[layer] for name in ("q", "k", "v"))
+            attention.write(k, v, kv[layer], meta)
+            outputs.append(attention.forward(q, k, v, kv[layer], meta))
+        return {"out": torch.cat(outputs)}
+
+    @staticmethod
+    def backward(attention: Any, meta: StepMeta, inputs: Mapping[str, Tensor], kv: Tensor) -> dict[str, Tensor]:
+        """Gradients of sum(out * weight) by the new q, k and v."""
+        with torch.inference_mode(False), torch.enable_grad():
+            q, k, v = (inputs[name].clone().requires_grad_() for name in ("q", "k", "v"))
+            # The held cache is an inference tensor, or the judge's; a copy can take part in a graph.
+            cache = kv.clone()
+            step = meta_of(
+                {"phase": meta.phase, "max_q": meta.max_q, "max_kv": meta.max_kv, "block_size": meta.block_size},
+                {name: tensor.clone() for name, tensor in meta_inputs(meta).items()},
+            )
+            attention.plan(step)
+            attention.write(k, v, cache, step)
+            out = attention.forward(q, k, v, cache, step)
+            dq, dk, dv = torch.autograd.grad((out * inputs["weight"].clone()).sum(), (q, k, v))
+        return {"dq": dq, "dk": dk, "dv": dv}
+
+    def layer(
+        self,
+        attention: Any,
+        shape: AttentionShape,
+        params: Mapping[str, Scalar],
+        inputs: Mapping[str, Tensor],
+        kv: Tensor,
+    ) -> dict[str, Tensor]:
+        """Write and forward of one layer of the judge's engine; a step's first layer brings its meta."""
+        if "cu_q" in inputs:
+            # The judge reuses the buffers of this message for the next one.
+            self.metas[shape] = meta_of(params, {name: inputs[name].clone() for name in META_TENSORS})
+            attention.plan(self.metas[shape])
+        meta = self.metas[shape]
+        attention.write(inputs["k"], inputs["v"], kv, meta)
+        return {"out": attention.forward(inputs["q"], inputs["k"], inputs["v"], kv, meta)}
+
+
+class AttentionChannel:
+    """What the remote attentions of one engine share."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.names: dict[int, str] = {}
+        """The name under which the host holds a cache, by the address of the judge's view."""
+
+
+class RemoteAttention:
+    """An `Attention` in the judge's engine whose `forward` is one message to the implementation.
+
+    The cache is the judge's shared buffer in the standard layout. Outputs are the judge's own copies.
+    """
+
+    channel: ClassVar[AttentionChannel]
+
+    def __init__(self, shape: AttentionShape) -> None:
+        self.shape = shape
+        self.planned = False
+
+    def kv_spec(self, num_blocks: int, block_size: int, dtype: str) -> TensorSpec:
+        """The standard layout."""
+        return standard_kv(self.shape, num_blocks, block_size, dtype)
+
+    def allocate(self, name: str, spec: TensorSpec, device: torch.device | str = "cpu") -> Tensor:
+        """A zeroed cache shared with the implementation under `name`."""
+        zeros = torch.zeros(spec.shape, dtype=spec.torch_dtype, device=device)
+        view = self.channel.runner.hold({name: Held(zeros, "write")})[name]
+        self.channel.names[view.data_ptr()] = name
+        return view
+
+    def plan(self, meta: StepMeta) -> None:
+        """Sent along with the step's first layer."""
+        self.planned = False
+
+    def write(self, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> None:
+        """Done by the implementation together with `forward`."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
+        """Writes and attends in the host. Raises CallFailed."""
+        inputs = {"q": q.contiguous(), "k": k.contiguous(), "v": v.contiguous()}
+        if not self.planned:
+            inputs.update(meta_inputs(meta))
+            self.planned = True
+        call = Call(
+            operation="layer",
+            params={**shape_params(self.shape), **meta_params(meta), "kv": self.channel.names[kv.data_ptr()]},
+            inputs=inputs,
+            outputs={"out": TensorSpec.of(q)},
+        )
+        return self.channel.runner.run(call)["out"]
+
+
+ATTENTION = AttentionKind()

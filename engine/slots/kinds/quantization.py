@@ -1,0 +1,373 @@
+"""How quantization is judged: what was stored against the weight, and products against what was stored.
+
+Packing runs in a host of its own. The hosts that multiply get only the packed tensors, so that nothing of the original
+weight can reach them beside what `pack` returned, and the bytes that count are all there is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.reference.linear import linear
+from engine.slots.caps import Caps, dtypes_for, why_not
+from engine.slots.compare import compare_output, diagnosis
+from engine.slots.drawing import DISTRIBUTIONS, draw_tensor, generator_on
+from engine.slots.header import Header
+from engine.slots.kind import (
+    Call,
+    Case,
+    Driver,
+    Environment,
+    Finding,
+    Held,
+    HeldSet,
+    Preparation,
+    Property,
+    Runner,
+    Scalar,
+    SlotKind,
+    Suite,
+    TensorSpec,
+    Work,
+)
+from engine.slots.kinds.attention import lacking
+from engine.slots.quantization import Packed
+from engine.slots.source import Source
+from engine.workloads.linear import CPU, CUDA, UNIT, LinearWorkload
+
+STORED = {"E": 1e-6, "Q8": 0.125, "Q4": 0.25, "S": 0.125}
+"""Largest error of a stored weight by class, as a share of the weight: overall (Frobenius), and of the largest magnitude
+in each group of 64.
+
+These catch a weight that is not the weight. They do not decide the class: a scheme may trade error of the weight for
+error of the outputs, and what it does to a model is measured on a model."""
+
+GROUP = 64
+
+
+class QuantizationKind(SlotKind):
+    """Cases are one or several linear layers in a row, or an embedding, over packed weights."""
+
+    name = "quantization"
+    title = "Quantization"
+    default = "none"
+
+    # -- the judge's side -------------------------------------------------------------------------------------------
+
+    def why_not(self, header: Header, environment: Environment) -> list[str]:
+        """Reasons, as sentences, for which the implementation cannot be judged here."""
+        reasons = why_not(header, environment)
+        if not reasons and not self.cases("unit", header, environment):
+            reasons.append("Its limits leave no case of the unit suite over.")
+        return reasons
+
+    def cases(self, suite: Suite, header: Header, environment: Environment) -> Sequence[Case]:
+        """Unit: every workload in every dtype. Performance: those of the device, in the first dtype both sides know."""
+        caps = Caps.of(header)
+        dtypes = dtypes_for(header, environment)
+        workloads: Sequence[LinearWorkload] = UNIT
+        if suite == "performance":
+            workloads = CUDA if environment.device == "cuda" else CPU
+            preferred = "bfloat16" if environment.device == "cuda" else "float32"
+            dtypes = [preferred] if preferred in dtypes else dtypes[:1]
+        return [
+            self.case(workload, dtype, environment.device, suite)
+            for workload in workloads
+            if workload.inputs % caps.multiple_of == 0 and (caps.embedding or not workload.lookup)
+            for dtype in dtypes
+        ]
+
+    @staticmethod
+    def case(workload: LinearWorkload, dtype: str, device: str, suite: Suite) -> Case:
+        """The case of a workload in a dtype on a device."""
+        params: dict[str, Scalar] = {
+            "tokens": workload.tokens,
+            "outputs": workload.outputs,
+            "inputs": workload.inputs,
+            "weights": workload.weights,
+            "lookup": workload.lookup,
+            "values": "normal",
+            "weight_values": "normal",
+            "suite": suite,
+            "device": device,
+        }
+        return Case(f"{workload.name}-{dtype}" if suite == "unit" else workload.name, dtype, params)
+
+    def vary(self, case: Case, source: Source) -> Case:
+        """Other distributions of weights and activations; another number of tokens where there are many."""
+        tokens = int(case["tokens"])
+        if tokens > 20:
+            tokens += source.integer(-(tokens // 20), tokens // 20)
+        values = source.choice(DISTRIBUTIONS if case["suite"] == "unit" else ("normal", "long-tailed"))
+        weights = source.choice(("normal", "long-tailed"))
+        return Case(
+            case.name, case.dtype, {**case.params, "tokens": tokens, "values": values, "weight_values": weights}
+        )
+
+    def held(self, case: Case, source: Source) -> HeldSet:
+        """Private: weight [weights, outputs, inputs]."""
+        count, outputs, inputs = int(case["weights"]), int(case["outputs"]), int(case["inputs"])
+        dtype = TensorSpec((), case.dtype).torch_dtype
+        weight = draw_tensor(
+            source, (count * outputs, inputs), dtype, case["device"], case["weight_values"], scale=inputs**-0.5
+        )
+        return {"weight": Held(weight.view(count, outputs, inputs), "private")}
+
+    def preparation(self, case: Case, held: HeldSet) -> Preparation | None:
+        """Packing each weight; the results are named NUMBER/NAME."""
+        return Preparation("pack", {}, {"weight": held["weight"].tensor})
+
+    def settle(self, case: Case, header: Header, held: HeldSet, runner: Runner) -> tuple[HeldSet, Finding | None]:
+        """Bounds `dequant` against the weight; returns private dequant, float32 [weights, outputs, inputs]."""
+        weights = held["weight"].tensor
+        stored = []
+        for number, weight in enumerate(weights):
+            spec = TensorSpec(tuple(weight.shape), "float32")
+            dequant = runner.run(Call("dequant", {"of": f"{number}/"}, {}, {"weight": spec}))["weight"]
+            finding = compare_stored(dequant, weight, header.quality_class)
+            if finding is not None:
+                return {}, finding
+            stored.append(dequant)
+        return {"dequant": Held(torch.stack(stored), "private")}, None
+
+    def draw(self, case: Case, held: HeldSet, source: Source) -> Call:
+        """x [weights * T, inputs], or ids int64[T]."""
+        tokens = int(case["tokens"])
+        if case["lookup"]:
+            generator = generator_on(source, case["device"])
+            ids = torch.randint(case["outputs"], (tokens,), generator=generator, device=case["device"])
+            return lookup_call(case, ids)
+        dtype = TensorSpec((), case.dtype).torch_dtype
+        size = (tokens * case["weights"], case["inputs"])
+        return linear_call(case, draw_tensor(source, size, dtype, case["device"], case["values"]))
+
+    def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
+        """x times what is stored, in float32; for an embedding, its rows."""
+        return {"y": self.product(held["dequant"].tensor, call, torch.float32)}
+
+    def plain(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
+        """The same with everything in the case's dtype."""
+        return {"y": self.product(held["dequant"].tensor, call, TensorSpec((), case.dtype).torch_dtype)}
+
+    @staticmethod
+    def product(weights: Tensor, call: Call, dtype: torch.dtype) -> Tensor:
+        """The call computed by the definition in `dtype`."""
+        if "ids" in call.inputs:
+            return weights[0].to(dtype)[call.inputs["ids"]]
+        parts = call.inputs["x"].chunk(len(weights))
+        return torch.cat([linear(x, weight, dtype) for x, weight in zip(parts, weights, strict=True)])
+
+    def compare(
+        self,
+        case: Case,
+        header: Header,
+        got: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        plain: Mapping[str, Tensor] | None,
+    ) -> Finding | None:
+        """y by class."""
+        return compare_output(
+            "y",
+            got["y"],
+            expected["y"],
+            None if plain is None else plain["y"],
+            case.dtype,
+            header.quality_class,
+            "token",
+        )
+
+    def properties(self, header: Header, environment: Environment) -> Sequence[Property]:
+        """Token independence, scale of activations and weights, zero rows, refusals, determinism."""
+        from engine.slots.kinds.quantization_properties import quantization_properties
+
+        return quantization_properties(self, header, environment)
+
+    def work(self, case: Case, held: HeldSet, call: Call) -> Work:
+        """Reading the packed bytes and x once, writing y; for an embedding, only the rows that are asked for."""
+        tokens, outputs, inputs = int(case["tokens"]), int(case["outputs"]), int(case["inputs"])
+        width = TensorSpec((), case.dtype).torch_dtype.itemsize
+        packed = sum(entry.tensor.nbytes for entry in held.values() if entry.access == "read")
+        if case["lookup"]:
+            return Work(tokens * (packed // outputs + inputs * width), 0)
+        moved = packed + int(case["weights"]) * tokens * (inputs + outputs) * width
+        return Work(moved, int(case["weights"]) * 2 * tokens * outputs * inputs)
+
+    def figures(self, case: Case, held: HeldSet) -> dict[str, float]:
+        """Bits per weight, counted from the bytes that were handed over, and the error of what is stored."""
+        weight = held["weight"].tensor
+        packed = sum(entry.tensor.nbytes for entry in held.values() if entry.access == "read")
+        figures = {"bits per weight": 8 * packed / weight.numel()}
+        if "dequant" in held:
+            error = torch.linalg.vector_norm(held["dequant"].tensor - weight.float())
+            figures["relative error of the weight"] = float(error / torch.linalg.vector_norm(weight.float()))
+        return figures
+
+    def proxy(self, runner: Runner, header: Header) -> Any:
+        """A `Quantization` that packs and multiplies through `runner`; packed tensors are shared once."""
+        if Caps.of(header).embedding:
+            return RemoteEmbeddingQuantization(runner)
+        return RemoteQuantization(runner)
+
+    # -- the host's side --------------------------------------------------------------------------------------------
+
+    def why_malformed(self, implementation: type[Any]) -> list[str]:
+        """What the class lacks of the contract."""
+        return lacking(implementation, ("pack", "linear", "dequant"), "quantization")
+
+    def driver(self, implementation: type[Any]) -> Driver:
+        """Makes one instance."""
+        return QuantizationDriver(implementation())
+
+
+def compare_stored(dequant: Tensor, weight: Tensor, quality_class: str) -> Finding | None:
+    """None where `dequant` [outputs, inputs] stands for `weight` as closely as the class must, else what is wrong."""
+    wanted = weight.float()
+    allowed = STORED[quality_class]
+    error = (dequant - wanted).abs()
+    norm = float(torch.linalg.vector_norm(wanted))
+    relative = float(torch.linalg.vector_norm(error)) / max(norm, 1e-30)
+    if relative <= allowed:
+        inputs = wanted.shape[1]
+        padding = (0, -inputs % GROUP)
+        groups = functional.pad(error, padding).view(len(error), -1, GROUP).amax(-1)
+        largest = functional.pad(wanted.abs(), padding).view(len(error), -1, GROUP).amax(-1)
+        typical = norm / wanted.numel() ** 0.5
+        over = groups > allowed * largest.clamp(min=typical)
+        if not bool(over.any()):
+            return None
+        row, group = (int(i) for i in over.nonzero()[0])
+        column = group * GROUP + int(error[row, group * GROUP : (group + 1) * GROUP].argmax())
+        sentence = (
+            f"dequant(pack(weight)) is wrong in {int(over.sum())} groups of {GROUP}: in row {row}, column {column} it is "
+            f"{float(dequant[row, column]):.6g}, the weight {float(wanted[row, column]):.6g}; class {quality_class} allows "
+            f"{allowed:.2g} of the group's largest magnitude."
+        )
+    else:
+        flat = int((error > allowed * wanted.abs().amax()).flatten().to(torch.uint8).argmax())
+        row, column = divmod(flat, wanted.shape[1])
+        # Written so that NaN, which is not below any bound, ends here with its own name.
+        what = f"{relative:.2%}" if relative == relative else "NaN"
+        if what == "NaN":
+            row, column = divmod(int(torch.isnan(error).flatten().to(torch.uint8).argmax()), wanted.shape[1])
+        sentence = (
+            f"dequant(pack(weight)) is off by {what} of the weight; class {quality_class} allows {allowed:.2%}. In row "
+            f"{row}, column {column} it is {float(dequant[row, column]):.6g}, the weight {float(wanted[row, column]):.6g}."
+            f"{diagnosis(dequant, wanted)}"
+        )
+    return Finding(sentence, "dequant", (row, column), float(wanted[row, column]), float(dequant[row, column]))
+
+
+def linear_call(case: Case, x: Tensor) -> Call:
+    """The call for x [weights * T, inputs] over the packed weights 0/..., 1/..., ..."""
+    spec = TensorSpec((x.shape[0], int(case["outputs"])), TensorSpec.of(x).dtype)
+    params: dict[str, Scalar] = {"of": "", "weights": case["weights"]}
+    return Call("linear", params, {"x": x}, {"y": spec})
+
+
+def lookup_call(case: Case, ids: Tensor) -> Call:
+    """The call for the rows `ids` of the packed weight 0/..."""
+    spec = TensorSpec((len(ids), int(case["inputs"])), case.dtype)
+    return Call("embedding", {"of": "0/", "dtype": case.dtype}, {"ids": ids}, {"y": spec})
+
+
+class QuantizationDriver:
+    """Runs in the host."""
+
+    def __init__(self, quantization: Any) -> None:
+        self.quantization = quantization
+
+    def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """pack: the tensors of each weight in `weight` [weights, outputs, inputs], named NUMBER/NAME."""
+        if operation != "pack":
+            raise ValueError(f"quantization has no preparation {operation!r}.")
+        results: dict[str, Tensor] = {}
+        for number, weight in enumerate(inputs["weight"]):
+            packed = self.quantization.pack(weight)
+            if not isinstance(packed, dict) or not packed:
+                raise TypeError(f"pack must return a dict of tensors, not {type(packed).__name__}.")
+            for name, value in packed.items():
+                if not isinstance(name, str) or not isinstance(value, Tensor) or "/" in name:
+                    raise TypeError(f"pack must return tensors under names without '/'; {name!r} is not.")
+                results[f"{number}/{name}"] = value
+        return results
+
+    def run(
+        self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor], held: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """linear, embedding and dequant of the packed weight whose tensors' names begin with `of`."""
+        of = str(params["of"])
+        if operation == "linear":
+            count = int(params["weights"] or 1)
+            if count == 1:
+                return {"y": self.quantization.linear(inputs["x"], packed_of(held, of or "0/"))}
+            parts = inputs["x"].chunk(count)
+            return {
+                "y": torch.cat(
+                    [self.quantization.linear(x, packed_of(held, f"{number}/")) for number, x in enumerate(parts)]
+                )
+            }
+        if operation == "embedding":
+            return {"y": self.quantization.embedding(inputs["ids"], packed_of(held, of))}
+        if operation == "dequant":
+            return {"weight": self.quantization.dequant(packed_of(held, of))}
+        raise ValueError(f"quantization has no operation {operation!r}.")
+
+
+def packed_of(held: Mapping[str, Tensor], prefix: str) -> Packed:
+    """The packed tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in held.items() if name.startswith(prefix)}
+
+
+class RemotePacked(dict[str, Tensor]):
+    """A packed weight that the host holds under `of`."""
+
+    def __init__(self, tensors: Packed, of: str, shape: tuple[int, int], dtype: str) -> None:
+        super().__init__(tensors)
+        self.of = of
+        self.shape = shape
+        self.dtype = dtype
+
+
+class RemoteQuantization:
+    """A `Quantization` in the judge's engine."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.count = 0
+
+    def pack(self, weight: Tensor) -> RemotePacked:
+        """Packs in the host and shares the result with it. Raises CallFailed."""
+        of = f"w{self.count}/"
+        self.count += 1
+        results = self.runner.prepare(Preparation("pack", {}, {"weight": weight.detach()[None].contiguous()}))
+        held = {of + name.removeprefix("0/"): Held(value, "read") for name, value in results.items()}
+        views = self.runner.hold(held)
+        tensors = {name.removeprefix(of): view for name, view in views.items()}
+        return RemotePacked(tensors, of, (weight.shape[0], weight.shape[1]), TensorSpec.of(weight).dtype)
+
+    def linear(self, x: Tensor, packed: RemotePacked) -> Tensor:
+        """Multiplies in the host. Raises CallFailed."""
+        spec = TensorSpec((x.shape[0], packed.shape[0]), TensorSpec.of(x).dtype)
+        params: dict[str, Scalar] = {"of": packed.of, "weights": 1}
+        return self.runner.run(Call("linear", params, {"x": x.contiguous()}, {"y": spec}))["y"]
+
+    def dequant(self, packed: RemotePacked) -> Tensor:
+        """The stored weight, float32. Raises CallFailed."""
+        spec = TensorSpec(packed.shape, "float32")
+        return self.runner.run(Call("dequant", {"of": packed.of}, {}, {"weight": spec}))["weight"]
+
+
+class RemoteEmbeddingQuantization(RemoteQuantization):
+    """One whose implementation also offers `embedding`."""
+
+    def embedding(self, ids: Tensor, packed: RemotePacked) -> Tensor:
+        """Looks rows up in the host. Raises CallFailed."""
+        spec = TensorSpec((len(ids), packed.shape[1]), packed.dtype)
+        params: dict[str, Scalar] = {"of": packed.of, "dtype": packed.dtype}
+        return self.runner.run(Call("embedding", params, {"ids": ids.contiguous()}, {"y": spec}))["y"]
+
+
+QUANTIZATION = QuantizationKind()

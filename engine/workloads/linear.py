@@ -1,0 +1,47 @@
+"""Linear layers and embeddings that matter: rows of x, output and input size, by name."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LinearWorkload:
+    """x [tokens, inputs] times a weight [outputs, inputs]; `lookup`: rows of the weight for token ids instead.
+
+    `weights` such layers are called in a row, each with a weight of its own, as a model's layers are: one weight alone
+    would stay in the last-level cache.
+    """
+
+    name: str
+    tokens: int
+    outputs: int
+    inputs: int
+    weights: int = 1
+    lookup: bool = False
+
+
+UNIT = (
+    LinearWorkload("one-token", 1, 128, 256),
+    LinearWorkload("few-tokens", 5, 256, 128),
+    LinearWorkload("odd-outputs", 3, 1000, 128),
+    LinearWorkload("odd-tokens", 33, 192, 320),
+    LinearWorkload("decode-batch", 16, 512, 512),
+    LinearWorkload("wide-input", 2, 64, 2048),
+    LinearWorkload("prefill", 130, 256, 256),
+    LinearWorkload("embedding", 41, 500, 128, lookup=True),
+)
+# The whole set packs, holds and draws within the start of a process: weights of 1 to 4 million elements.
+CPU = (
+    LinearWorkload("gemv-2048x2048", 1, 2048, 2048, 2),
+    LinearWorkload("gemv-down-1024x2816", 1, 1024, 2816, 2),
+    LinearWorkload("decode-b8-2816x1024", 8, 2816, 1024),
+    LinearWorkload("prefill-64-1024x1024", 64, 1024, 1024),
+)
+CUDA = (
+    LinearWorkload("gemv-8b-gate-up-28672x4096", 1, 28672, 4096, 5),
+    LinearWorkload("gemv-8b-down-4096x14336", 1, 4096, 14336, 9),
+    LinearWorkload("gemv-8b-qkv-6144x4096", 1, 6144, 4096, 20),
+    LinearWorkload("gemv-70b-down-8192x28672", 1, 8192, 28672, 3),
+    LinearWorkload("decode-b16-8b-gate-up-28672x4096", 16, 28672, 4096, 5),
+    LinearWorkload("decode-b64-1b-gate-up-16384x2048", 64, 16384, 2048, 16),
+    LinearWorkload("prefill-2048-8b-gate-up-28672x4096", 2048, 28672, 4096),
+)
