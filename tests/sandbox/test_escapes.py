@@ -101,13 +101,13 @@ class Reports:
                 # Reversed, so that these settings are not themselves where the host finds it.
                 "secret": SECRET[::-1],
                 "binds": ":".join(binds),
-                "memory_counted": "yes" if level == "full" else "no",
             }
             self.found: dict[str, dict[str, Any]] = {}
             try:
                 host = hosts.run("inside.py", end=theirs, level=level)
                 theirs.close()
-                ours.send(json.dumps(settings).encode())
+                counted = {"memory_counted": "yes" if host.grouped else "no"}
+                ours.send(json.dumps(settings | counted).encode())
                 while (message := self._next(ours, host))["name"] != "end":
                     self.found[message["name"]] = message
                 self.alive_after = host.alive()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.sandbox.conftest import HERE, Hosts
 from workers import sandbox
-from workers.sandbox import Confinement, SandboxError, cgroups, host, processes
+from workers.sandbox import Confinement, SandboxError, bubblewrap, cgroups, processes
 
 PATIENCE = 60
 ROOT = HERE.parent.parent
@@ -208,13 +208,13 @@ def test_bind_that_does_not_exist_is_the_sandbox_s_error(strongest: str) -> None
 def test_missing_bubblewrap_is_said_with_the_command_that_mends_it(
     strongest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "find_bubblewrap", lambda: None)
+    monkeypatch.setattr(bubblewrap, "find", lambda: None)
     with pytest.raises(SandboxError, match="apt install bubblewrap"):
         sandbox.spawn(Confinement(argv=("/usr/bin/true",)), strongest)
 
 
 def test_failed_start_leaves_nothing(strongest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "find_bubblewrap", lambda: "/absent/bwrap")
+    monkeypatch.setattr(bubblewrap, "find", lambda: "/absent/bwrap")
     before = sorted(os.listdir("/proc/self/fd"))
     with pytest.raises(SandboxError, match="could not be set up"):
         sandbox.spawn(Confinement(argv=("/usr/bin/true",)), strongest)

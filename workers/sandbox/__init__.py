@@ -9,8 +9,9 @@ with sandbox.spawn(Confinement(argv=..., env=..., readonly=..., socket=end.filen
 
 from workers.sandbox.collect import Collected, collect
 from workers.sandbox.confinement import GIB, MIB, Confinement, Limits, View, interpreter_view
-from workers.sandbox.host import HostProcess, SandboxError, spawn
+from workers.sandbox.host import HostProcess, SandboxError
 from workers.sandbox.isolation import Level, NoLevel, best_level, levels
+from workers.sandbox.start import spawn
 
 __all__ = [
     "GIB",

@@ -1,15 +1,16 @@
-"""The argument list for bubblewrap that gives a program the view of a `Confinement`; pure, so that tests can read it.
+"""The argument list for bubblewrap that gives a program the view of a `Confinement`.
 
 Written against bubblewrap 0.8 (Debian 12); every option used has been there since 0.6.
 """
 
+import os
 from collections.abc import Mapping
 
 from workers.sandbox.confinement import Confinement
 
 # The numbers at which the launcher hands bubblewrap its own descriptors; far from the host's, which has only 0, 1, 2
 # and its socket.
-ARGS_FD, SECCOMP_FD, STATUS_FD = 100, 101, 102
+DESCRIPTORS = {"args": 100, "seccomp": 101, "status": 102, "gate": 103}
 INSIDE_UID = 65534
 
 _PLAIN_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -19,6 +20,17 @@ _DEVICE_LINKS = {
     "/dev/stdout": "/proc/self/fd/1",
     "/dev/stderr": "/proc/self/fd/2",
 }
+
+
+def find() -> str | None:
+    """The path of bwrap; None when it is not installed.
+
+    Looked for in system folders only, never in the PATH of whoever starts us.
+    """
+    for folder in ("/usr/bin", "/usr/local/bin", "/bin", "/run/current-system/sw/bin"):
+        if os.access(f"{folder}/bwrap", os.X_OK):
+            return f"{folder}/bwrap"
+    return None
 
 
 def arguments(
@@ -35,7 +47,8 @@ def arguments(
     args += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--hostname", "host"]
     if cgroup_namespace:
         args.append("--unshare-cgroup")
-    args += ["--seccomp", str(SECCOMP_FD), "--json-status-fd", str(STATUS_FD)]
+    args += ["--seccomp", str(DESCRIPTORS["seccomp"]), "--json-status-fd", str(DESCRIPTORS["status"])]
+    args += ["--block-fd", str(DESCRIPTORS["gate"])]
     for name, value in confinement.env.items():
         args += ["--setenv", name, value]
     args += ["--proc", "/proc"]

@@ -5,9 +5,8 @@ import pwd
 import subprocess
 from pathlib import Path
 
-from workers.sandbox import cgroups, processes, seccomp
+from workers.sandbox import bubblewrap, cgroups, processes, seccomp
 from workers.sandbox.confinement import FIRST_UID, SLOTS
-from workers.sandbox.host import find_bubblewrap
 from workers.sandbox.isolation import MEANING, levels
 from workers.sandbox.kernel import Check, user_namespaces
 
@@ -20,7 +19,7 @@ def checks() -> list[Check]:
 
 
 def _bubblewrap() -> Check:
-    program = find_bubblewrap()
+    program = bubblewrap.find()
     mend = "apt install bubblewrap (dnf, pacman, apk: the same name)"
     if program is None:
         return Check("bubblewrap", False, "not installed", mend)

@@ -1,43 +1,20 @@
-"""Start a confined program, watch it from outside, say in a sentence how it ended, and end all of it."""
+"""A confined program that runs: watch it from outside, say in a sentence how it ended, and end all of it."""
 
 import contextlib
-import ctypes
-import marshal
 import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
-import msgspec
+from workers.sandbox import cgroups, processes
+from workers.sandbox.confinement import GIB, MIB, Confinement, Limits
 
-from workers.sandbox import bubblewrap, cgroups, processes, seccomp
-from workers.sandbox.confinement import FIRST_UID, GIB, MIB, Confinement, Limits
-
-_LAUNCHER = Path(__file__).with_name("launcher.py")
-_STAGE = "/run/swapbench"
 _TAIL_BYTES = 16 * 1024
-_START_SECONDS = 10.0
 _GONE_SECONDS = 20.0
 _WATCH_SECONDS = 0.1
-# Address space beyond the memory limit that an interpreter with PyTorch maps without using it.
-_ADDRESS_SLACK = 12 * GIB
-_PR_SET_CHILD_SUBREAPER = 36
-
-_BECOME_WITH_SOCKET = (
-    "import os, sys; os.dup2(int(sys.argv[1]), int(sys.argv[2])); os.execvp(sys.argv[3], sys.argv[3:])"
-)
-
-# The kernel sends a parent-death signal when the *thread* that forked ends, so every host is forked by one thread that
-# lives as long as this process does.
-_forker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-fork")
 
 
 class SandboxError(Exception):
@@ -60,17 +37,17 @@ class HostProcess:
         level: str,
         group: cgroups.Group | None,
         scratch: tempfile.TemporaryDirectory[str] | None = None,
-        renamed: dict[str, str] | None = None,
+        names: dict[str, str] | None = None,
     ) -> None:
         self.pid = pid
         self.level = level
         self.limits = confinement.limits
-        self._scratch_paths = frozenset(confinement.scratch)
+        self._scratch_sizes = dict(confinement.scratch)
         self._popen = popen
         self._pidfd = pidfd
         self._group = group
         self._scratch = scratch
-        self._renamed = renamed or {}
+        self._names = names or {}
         self._verdict: str | None = None
         self._tail = b""
         self._written = 0
@@ -85,6 +62,11 @@ class HostProcess:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a control group holds the host: memory and processes of the whole tree are limited by the kernel."""
+        return self._group is not None
 
     def alive(self) -> bool:
         """Whether the program still runs."""
@@ -124,18 +106,23 @@ class HostProcess:
 
     def path(self, inside: str) -> str:
         """The path by which the host knows the inside path: the same, except without a sandbox."""
-        return _rename(inside, self._renamed)
+        return renamed(inside, self._names)
 
     def open_scratch(self, inside: str) -> int:
         """A descriptor of the living host's scratch folder `inside`, for `collect`; the caller closes it.
 
         Raises ValueError when that is no scratch folder: on any other path the host could have laid a link that leads
-        out, while a mount point it can not replace.
+        out, while a mount point it can not replace. Raises FileNotFoundError when the host has ended.
         """
-        if inside not in self._scratch_paths:
-            raise ValueError(f"{inside} is no scratch folder of this host; it has {sorted(self._scratch_paths)}")
+        if inside not in self._scratch_sizes:
+            raise ValueError(f"{inside} is no scratch folder of this host; it has {sorted(self._scratch_sizes)}")
         path = self.path(inside) if self.level == "none" else f"/proc/{self.pid}/root{inside}"
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Looked at afterwards: while the host lives, its number is nobody else's.
+        if self._pidfd < 0 or select.select([self._pidfd], [], [], 0)[0]:
+            os.close(descriptor)
+            raise FileNotFoundError(f"the host has ended, and {inside} with it")
+        return descriptor
 
     def stderr_tail(self) -> str:
         """The last 16 KiB of what the host wrote to stdout and stderr."""
@@ -220,6 +207,18 @@ class HostProcess:
             self._verdict = verdict
         self._signal()
 
+    def _scratch_used(self) -> int:
+        used = 0
+        if self.level == "none":
+            return used
+        for inside, size in self._scratch_sizes.items():
+            with contextlib.suppress(OSError):
+                room = os.statvfs(f"/proc/{self.pid}/root{inside}")
+                # Until bubblewrap has changed its root the path is ours; no file system of ours has just that size.
+                if 0 <= room.f_blocks * room.f_frsize - size < room.f_frsize:
+                    used += (room.f_blocks - room.f_bfree) * room.f_frsize
+        return used
+
     def _watch(self, output: int) -> None:
         """Drain the output so that a chatty host never blocks, and end one that floods; without a memory cgroup,
         watch memory as well.
@@ -239,7 +238,7 @@ class HostProcess:
                         self._end(flooded)
                         return
                 if timeout is not None:
-                    used = processes.memory_bytes(self.pid)
+                    used = processes.memory_bytes(self.pid) + self._scratch_used()
                     self._peak = max(self._peak, used)
                     if used > self.limits.memory_bytes:
                         self._end(f"killed: used more than {_size(self.limits.memory_bytes)} of memory")
@@ -248,271 +247,11 @@ class HostProcess:
             os.close(output)
 
 
-def spawn(confinement: Confinement, level: str, *, unconfined: bool = False) -> HostProcess:
-    """Start the program at `level` and return when bubblewrap has made its namespaces.
-
-    The caller keeps its descriptor of the socket, and should close it. Raises SandboxError when the sandbox can not be
-    set up. Level "none" must be asked for by `unconfined=True` as well, so that no configuration can lead to it.
-    """
-    if level == "none":
-        if not unconfined:
-            raise SandboxError(
-                "refused to start contributor code without a sandbox; only `swapbench check --no-sandbox` may"
-            )
-        return _spawn_unconfined(confinement)
-    if level not in ("full", "rlimits", "user"):
-        raise SandboxError(f"there is no isolation level {level!r}; levels are full, rlimits, user")
-    _become_reaper()
-    group = _group(confinement.limits, level)
-    try:
-        return _spawn_confined(confinement, level, group)
-    except BaseException:
-        if group is not None:
-            group.kill()
-            group.remove()
-        raise
-
-
-@lru_cache(maxsize=1)
-def _become_reaper() -> None:
-    """Have orphans below this process handed to it instead of to process 1, which in a container may reap nobody.
-
-    Unreaped processes would count against the hosts' uid for ever.
-    """
-    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise SandboxError("the kernel refused PR_SET_CHILD_SUBREAPER")
-
-
-def _group(limits: Limits, level: str) -> cgroups.Group | None:
-    if level == "rlimits":
-        return None
-    tree = cgroups.find()
-    if isinstance(tree, cgroups.Unavailable):
-        if level == "full":
-            raise SandboxError(f"isolation level full needs control groups: {tree.why}; {tree.mend}")
-        return None
-    try:
-        return cgroups.Group(tree, limits)
-    except OSError as error:
-        raise SandboxError(f"the kernel refused a limit of the control group: {error}") from error
-
-
-def _spawn_confined(confinement: Confinement, level: str, group: cgroups.Group | None) -> HostProcess:
-    program = find_bubblewrap()
-    if program is None:
-        raise SandboxError("bubblewrap (the program bwrap) is not installed; install it: apt install bubblewrap")
-    uid = FIRST_UID + confinement.slot if level != "user" else None
-    staged = uid is not None
-    sources = {path: f"{_STAGE}/{n}" if staged else path for n, path in enumerate(confinement.readonly)}
-    for path in confinement.readonly:
-        if not os.path.exists(path):
-            raise SandboxError(f"the host should see {path}, which does not exist")
-    prepared = {path: f"{_STAGE}/s{n}" for n, path in enumerate(confinement.scratch)} if staged else {}
-    options = bubblewrap.arguments(
-        confinement, sources=sources, scratch=prepared, cgroup_namespace=os.path.exists("/proc/self/ns/cgroup")
-    )
-    deny = seccomp.MEMORY_FILES if group is None else frozenset[str]()
-    if staged:
-        os.makedirs(_STAGE, mode=0o755, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        status_read, status_write = os.pipe()
-        status = stack.enter_context(open(status_read, "rb", buffering=0))
-        output_read, output_write = os.pipe()
-        inherited = {
-            "args": _memory_file(stack, "\0".join(options).encode() + b"\0"),
-            "seccomp": _memory_file(stack, seccomp.program(deny=deny)),
-            "status": status_write,
-        }
-        plan: dict[str, Any] = inherited | {
-            "args_at": bubblewrap.ARGS_FD,
-            "seccomp_at": bubblewrap.SECCOMP_FD,
-            "status_at": bubblewrap.STATUS_FD,
-            "socket": confinement.socket,
-            "socket_at": confinement.socket_number,
-            "bwrap": program,
-            "argv": list(confinement.argv),
-            "parent": os.getpid(),
-            "cgroups": group.joins if group is not None else [],
-            "cpus": sorted(confinement.limits.cpus or ()),
-            "rlimits": _rlimits(confinement, uid is not None, group is not None),
-            "stage": _STAGE if staged else None,
-            "binds": list(sources.items()) if staged else [],
-            "scratch": [
-                (prepared[path], size, confinement.scratch_inodes) for path, size in confinement.scratch.items()
-            ]
-            if staged
-            else [],
-            "uid": uid,
-        }
-        planned = _memory_file(stack, marshal.dumps(plan))
-        passed = [planned, *inherited.values(), *([confinement.socket] if confinement.socket is not None else [])]
-        try:
-            popen = _forker.submit(
-                _start, [sys.executable, "-I", "-S", str(_LAUNCHER), str(planned)], {}, passed, output_write
-            ).result()
-        except OSError as error:
-            os.close(output_read)
-            raise SandboxError(f"the sandbox's launcher could not be started: {error}") from error
-        finally:
-            os.close(status_write)
-            os.close(output_write)
-        try:
-            pid = _first_process(status, popen)
-            pidfd = _hold(pid, popen)
-        except SandboxError as error:
-            popen.kill()
-            popen.wait()
-            said = _read_now(output_read).decode(errors="replace").strip()
-            os.close(output_read)
-            raise SandboxError(f"{error}: {said}" if said else str(error)) from None
-    return HostProcess(
-        popen=popen, pid=pid, pidfd=pidfd, output=output_read, confinement=confinement, level=level, group=group
-    )
-
-
-def _spawn_unconfined(confinement: Confinement) -> HostProcess:
-    """The program as a plain child: same arguments, environment, socket and limits on output; nothing is hidden from
-    it.
-    """
-    scratch = tempfile.TemporaryDirectory(prefix="swapbench-unconfined-")
-    renamed = {inside: source for source, inside in confinement.readonly.items()}
-    for n, inside in enumerate(confinement.scratch):
-        renamed[inside] = os.path.join(scratch.name, str(n))
-        os.mkdir(renamed[inside])
-    argv = [_rename(word, renamed) for word in confinement.argv]
-    env = {
-        name: ":".join(_rename(word, renamed) for word in value.split(":")) for name, value in confinement.env.items()
-    }
-    output_read, output_write = os.pipe()
-    passed: list[int] = []
-    with contextlib.ExitStack() as stack:
-        if confinement.socket is not None:
-            passed.append(confinement.socket)
-            numbers = [str(confinement.socket), str(confinement.socket_number)]
-            argv = [sys.executable, "-I", "-S", "-c", _BECOME_WITH_SOCKET, *numbers, *argv]
-        stack.callback(os.close, output_write)
-        try:
-            popen = _forker.submit(_start, argv, env, passed, output_write).result()
-        except OSError as error:
-            os.close(output_read)
-            scratch.cleanup()
-            raise SandboxError(f"{confinement.argv[0]} could not be started: {error}") from error
-    return HostProcess(
-        popen=popen,
-        pid=popen.pid,
-        pidfd=os.pidfd_open(popen.pid),
-        output=output_read,
-        confinement=confinement,
-        level="none",
-        group=None,
-        scratch=scratch,
-        renamed=renamed,
-    )
-
-
-def find_bubblewrap() -> str | None:
-    """The path of bwrap; None when it is not installed. Looked for in system folders only, never in PATH of whoever
-    starts us.
-    """
-    for folder in ("/usr/bin", "/usr/local/bin", "/bin", "/run/current-system/sw/bin"):
-        if os.access(f"{folder}/bwrap", os.X_OK):
-            return f"{folder}/bwrap"
-    return None
-
-
-def _start(argv: list[str], env: dict[str, str], passed: list[int], output: int) -> "subprocess.Popen[bytes]":
-    # A session of its own: a Ctrl-C in the judge's terminal is the judge's to handle.
-    return subprocess.Popen(
-        argv,
-        env=env,
-        cwd="/",
-        pass_fds=passed,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-    )
-
-
-def _rlimits(confinement: Confinement, own_uid: bool, memory_counted: bool) -> dict[str, int]:
-    limits = confinement.limits
-    values = {
-        # Not 0: a core_pattern that is a pipe starts its program all the same; 1 is what core(5) has for "not even
-        # that".
-        "RLIMIT_CORE": 1,
-        "RLIMIT_FSIZE": limits.file_bytes,
-        "RLIMIT_NOFILE": limits.open_files,
-        "RLIMIT_MEMLOCK": 8 * MIB,
-        "RLIMIT_MSGQUEUE": 0,
-        "RLIMIT_NICE": 0,
-        "RLIMIT_RTPRIO": 0,
-        "RLIMIT_SIGPENDING": 1024,
-    }
-    if own_uid:
-        # bubblewrap's own two processes count, too.
-        values["RLIMIT_NPROC"] = limits.pids + 2
-    if not memory_counted:
-        values["RLIMIT_DATA"] = limits.memory_bytes + GIB
-        if not confinement.devices:
-            # A GPU driver reserves address space by the terabyte.
-            values["RLIMIT_AS"] = limits.memory_bytes + _ADDRESS_SLACK
-    return values
-
-
-def _memory_file(stack: contextlib.ExitStack, content: bytes) -> int:
-    number = os.memfd_create("sandbox")
-    stack.callback(os.close, number)
-    os.write(number, content)
-    os.lseek(number, 0, os.SEEK_SET)
-    return number
-
-
-def _first_process(status: Any, popen: "subprocess.Popen[bytes]") -> int:
-    """The pid, as seen from here, of the first process of the host's pid namespace."""
-    text = b""
-    deadline = time.monotonic() + _START_SECONDS
-    while b"\n" not in text:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([status], [], [], left)[0]:
-            raise SandboxError(f"the sandbox was not up after {_START_SECONDS:.0f} s")
-        block = status.read(4096)
-        if not block:
-            popen.wait()
-            raise SandboxError(f"the sandbox could not be set up (bubblewrap ended with {popen.returncode})")
-        text += block
-    line = text.splitlines()[0]
-    if not line.startswith(b"{"):
-        raise SandboxError(f"the sandbox could not be set up: {line.decode(errors='replace')}")
-    return int(msgspec.json.decode(line)["child-pid"])
-
-
-def _hold(pid: int, popen: "subprocess.Popen[bytes]") -> int:
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        popen.wait()
-        raise SandboxError(
-            f"the sandbox ended while it was set up (bubblewrap ended with {popen.returncode})"
-        ) from None
-    # The number could have been given to another process in between; a child of our own child it then is not.
-    if processes.parent(pid) != popen.pid:
-        os.close(pidfd)
-        raise SandboxError("the sandbox ended while it was set up")
-    return pidfd
-
-
-def _read_now(number: int) -> bytes:
-    os.set_blocking(number, False)
-    try:
-        return os.read(number, 65536)
-    except BlockingIOError:
-        return b""
-
-
-def _rename(word: str, renamed: dict[str, str]) -> str:
-    for inside in sorted(renamed, key=len, reverse=True):
+def renamed(word: str, names: dict[str, str]) -> str:
+    """`word` with the longest of the paths in `names` that it starts with replaced by what stands for it."""
+    for inside in sorted(names, key=len, reverse=True):
         if word == inside or word.startswith(inside.rstrip("/") + "/"):
-            return renamed[inside] + word[len(inside) :]
+            return names[inside] + word[len(inside) :]
     return word
 
 

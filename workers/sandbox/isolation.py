@@ -7,10 +7,11 @@ from functools import lru_cache
 
 import msgspec
 
-from workers.sandbox import cgroups
+from workers.sandbox import bubblewrap, cgroups
 from workers.sandbox.confinement import Confinement, interpreter_view
-from workers.sandbox.host import SandboxError, find_bubblewrap, spawn
+from workers.sandbox.host import SandboxError
 from workers.sandbox.kernel import user_namespaces
+from workers.sandbox.start import spawn
 
 # Strongest first. Every outcome carries its level, and the maintainers' policy says which levels count.
 NAMES = ("full", "rlimits", "user", "none")
@@ -97,7 +98,7 @@ def _user() -> Level:
 
 def _tried(name: str) -> Level:
     """Start `true` at the level; what works is better evidence than any setting read from /proc/sys."""
-    if find_bubblewrap() is None:
+    if bubblewrap.find() is None:
         return Level(
             name, False, "bubblewrap is not installed", "apt install bubblewrap (dnf, pacman, apk: the same name)"
         )

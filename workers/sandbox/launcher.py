@@ -7,6 +7,7 @@ command line; failures are written as one line to the status descriptor.
 """
 
 import ctypes
+import fcntl
 import marshal
 import os
 import resource
@@ -29,12 +30,10 @@ def main() -> None:
         plan: dict[str, Any] = marshal.load(handle)
     try:
         _enter(plan)
-        os.execve(plan["bwrap"], ["bwrap", "--args", str(plan["args_at"]), "--", *plan["argv"]], {})
+        os.execve(plan["bwrap"], ["bwrap", "--args", str(plan["places"]["args"]), "--", *plan["argv"]], {})
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        os.write(
-            plan["status_at"] if plan.get("moved") else plan["status"], f"{FAILED}{error.strerror}{where}\n".encode()
-        )
+        os.write(plan["given"]["status"], f"{FAILED}{error.strerror}{where}\n".encode())
         os._exit(125)
 
 
@@ -94,23 +93,17 @@ def _stage(plan: dict[str, Any]) -> None:
 
 def _place_descriptors(plan: dict[str, Any]) -> None:
     """Descriptors 0-2, the socket at its number, bubblewrap's own at theirs, and no other."""
-    import fcntl
-
-    high = {}
-    for name in ("args", "seccomp", "status"):
-        high[name] = fcntl.fcntl(plan[name], fcntl.F_DUPFD, 200)
-    for name, number in high.items():
-        os.dup2(number, plan[f"{name}_at"], inheritable=True)
-        os.close(number)
-    plan["moved"] = True
-    keep = 3
-    if plan["socket"] is not None:
-        spare = fcntl.fcntl(plan["socket"], fcntl.F_DUPFD, 200)
-        os.closerange(3, plan["args_at"])
-        os.dup2(spare, plan["socket_at"], inheritable=True)
-        os.close(spare)
-    else:
-        os.closerange(keep, plan["args_at"])
+    given, places = plan["given"], plan["places"]
+    # By way of numbers above all of both, so that none is overwritten before it has moved.
+    spare = {name: fcntl.fcntl(number, fcntl.F_DUPFD, 200) for name, number in given.items()}
+    socket = fcntl.fcntl(plan["socket"], fcntl.F_DUPFD, 200) if plan["socket"] is not None else None
+    os.closerange(3, 200)
+    for name, number in spare.items():
+        os.dup2(number, places[name], inheritable=True)
+        given[name] = places[name]
+    if socket is not None:
+        os.dup2(socket, plan["socket_at"], inheritable=True)
+    os.closerange(200, 200 + len(given) + 1)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
