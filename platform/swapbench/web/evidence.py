@@ -46,13 +46,11 @@ def quality_rows(quality: Mapping[str, float], quality_class: str) -> list[Quali
         if code not in quality:
             continue
         value = float(quality[code])
-        limit = metric.limits.get(quality_class)
-        sign = "≤" if metric.worse == "more" else "≥"
         rows.append(
             QualityRow(
                 metric.label,
                 _written(code, value, metric.digits),
-                f"{sign} {_limit(code, limit)}" if limit is not None else quantities.NOTHING,
+                limit_text(code, quality_class),
                 limits.meets(metric, value, quality_class),
                 limits.limit_bar(metric, value, quality_class) if metric.limits else "",
             )
@@ -70,8 +68,14 @@ def _written(code: str, value: float, digits: int) -> str:
     return quantities.percent(value, digits)
 
 
-def _limit(code: str, value: float) -> str:
-    return f"{value:g}{quantities.THIN}nat" if code == "mean_kl" else quantities.percent(value, 1)
+def limit_text(code: str, quality_class: str) -> str:
+    """The limit of a class on a metric with its sign: "≤ 1.2 %"; a dash where the class has no constant limit on it."""
+    metric = wording.METRICS[code]
+    limit = metric.limits.get(quality_class)
+    if limit is None:
+        return quantities.NOTHING
+    text = f"{limit:g}{quantities.THIN}nat" if code == "mean_kl" else quantities.percent(limit, 1)
+    return f"{'≤' if metric.worse == 'more' else '≥'} {text}"
 
 
 @dataclass(frozen=True)

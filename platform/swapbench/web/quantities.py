@@ -83,6 +83,11 @@ def plain(value: float) -> str:
     return _three_digits(value)
 
 
+def exact(value: float) -> str:
+    """A number of a tensor, with the digits that tell a right one from a wrong one."""
+    return _minus(f"{value:.6g}")
+
+
 def figure(name: str, value: float) -> str:
     """A figure of `ImplementationOutcome.figures` with the unit that its name tells."""
     if "bytes" in name:

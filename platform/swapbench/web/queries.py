@@ -233,10 +233,15 @@ def run_page(submission: Submission, attempt_id: int | None = None) -> RunPage |
     )
 
 
-def _outcome(attempt: Attempt | None) -> tuple[Outcome | None, str]:
+def outcome_text(attempt: Attempt | None) -> str:
+    """The outcome as it was signed; "" where there is none."""
     if attempt is None:
-        return None, ""
-    text = Attempt.objects.values_list("outcome", flat=True).get(pk=attempt.pk)
+        return ""
+    return Attempt.objects.values_list("outcome", flat=True).get(pk=attempt.pk)
+
+
+def _outcome(attempt: Attempt | None) -> tuple[Outcome | None, str]:
+    text = outcome_text(attempt)
     if not text:
         return None, ""
     try:

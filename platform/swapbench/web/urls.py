@@ -1,8 +1,10 @@
 """Addresses of the pages."""
 
+from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path, register_converter
+from django.views.i18n import set_language
 
-from swapbench.web import views
+from swapbench.web.views import now, queue, site, submissions
 
 
 class Number:
@@ -17,14 +19,35 @@ class Number:
         return str(value)
 
 
+class Name:
+    """A name of a person or a file: no slash, no control characters."""
+
+    regex = r"[^/\x00-\x1f\x7f]{1,120}"
+
+    def to_python(self, value: str) -> str:
+        return value
+
+    def to_url(self, value: str) -> str:
+        return value
+
+
 register_converter(Number, "number")
+register_converter(Name, "name")
 
 urlpatterns = [
-    path("", views.now, name="now"),
-    path("now/live", views.now_live, name="now-live"),
-    path("submissions/", views.submissions, name="submissions"),
-    path("submissions/<number:pk>", views.submission, name="submission"),
-    path("submissions/<number:pk>/live", views.submission_live, name="submission-live"),
-    path("queue", views.queue, name="queue"),
-    path("queue/live", views.queue_live, name="queue-live"),
+    path("", now.page, name="now"),
+    path("now/live", now.part, name="now-live"),
+    path("submissions/", submissions.index, name="submissions"),
+    path("submissions/<number:pk>", submissions.page, name="submission"),
+    path("submissions/<number:pk>/live", submissions.part, name="submission-live"),
+    path("submissions/<number:pk>/outcome.json", submissions.outcome, name="submission-outcome"),
+    path("submissions/<number:pk>/artifacts/<name:name>", submissions.artifact, name="submission-artifact"),
+    path("queue", queue.page, name="queue"),
+    path("queue/live", queue.part, name="queue-live"),
+    path("about/", site.about, name="about"),
+    path("healthz", site.healthz, name="healthz"),
+    path("assets/<name:name>", site.plotly, name="plotly"),
+    path("language", set_language, name="language"),
+    path("login", LoginView.as_view(template_name="pages/login.html"), name="login"),
+    path("logout", LogoutView.as_view(next_page="/"), name="logout"),
 ]

@@ -30,7 +30,7 @@ STATUSES = {
         "bad",
         _("A test found the submission wrong, too coarse for its class, or slower than what it replaces."),
         _("This is the submission's own doing."),
-        _("Fix what the reasons below say and push; a new head commit is judged by itself."),
+        _("Mend what the reasons say and push; a new head commit is judged by itself."),
     ),
     "timed_out_code": Word(
         _("Timed out (code)"),

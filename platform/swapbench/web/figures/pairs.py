@@ -11,7 +11,7 @@ from swapbench.web.figures.svg import Scale, drawing, element, span, ticks
 from swapbench.web.quantities import signed_percent
 from workers.protocol import PairRecord, Performance
 
-WIDTH, HEIGHT = 720, 250
+WIDTH, HEIGHT = 800, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 22, 34
 LOOKS = (8, 12, 18, 24)
 

@@ -22,6 +22,7 @@ register.filter("seconds", quantities.seconds)
 register.filter("duration", quantities.duration)
 register.filter("size", quantities.size)
 register.filter("probability", quantities.probability)
+register.filter("exact", quantities.exact)
 register.filter("plain", quantities.plain)
 register.filter("status_word", wording.status_word)
 register.filter("speed_word", wording.speed_word)
@@ -163,6 +164,12 @@ def pair_plot(performance: Performance) -> SafeString:
 def limit_bar(code: str, value: float, quality_class: str) -> SafeString | str:
     metric = wording.METRICS.get(code)
     return limits.limit_bar(metric, value, quality_class) if metric else ""
+
+
+@register.simple_tag
+def limit_text(code: str, quality_class: str) -> str:
+    """The limit of a class on a metric, with its sign."""
+    return evidence.limit_text(code, quality_class)
 
 
 @register.simple_tag(takes_context=True)
