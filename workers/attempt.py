@@ -41,8 +41,8 @@ from workers.protocol import (
     decode_job,
     encode,
 )
-from workers.sandbox import best_level
-from workers.sandbox.host import SandboxError
+from workers.sandbox import NoLevel, SandboxError, best_level
+from workers.sandbox import SandboxError
 from workers.suites.integration.bench import IntegrationBench
 from workers.suites.session import SuiteResult, run_suite, worst
 from workers.suites.unit.bench import UnitBench

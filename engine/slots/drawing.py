@@ -1,5 +1,6 @@
 """Inputs drawn from a `Source`, on the device where they are used."""
 
+import math
 from typing import Literal
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 from engine.slots.source import Source
 
 Distribution = Literal["normal", "outliers", "long-tailed", "repeated"]
+LARGE = 1 << 15
+"""Numbers from which on they come from the source's reservoir."""
+
 DISTRIBUTIONS: tuple[Distribution, ...] = ("normal", "outliers", "long-tailed", "repeated")
 
 
@@ -37,15 +41,19 @@ def draw_tensor(
         few = torch.randn((kinds, *shape[1:]), generator=generator, device=device) * scale
         order = torch.randint(kinds, (shape[0],), generator=generator, device=device)
         return few[order].to(dtype)
-    values = torch.randn(shape, generator=generator, device=device)
+    count = math.prod(shape)
+    if device == "cpu" and count >= LARGE:
+        values = source.normals(count).view(shape)
+    else:
+        values = torch.randn(shape, generator=generator, device=device)
     if distribution == "outliers" and shape:
-        count = max(1, shape[-1] // 128)
-        columns = torch.randperm(shape[-1], generator=generator, device=device)[:count]
+        few_columns = max(1, shape[-1] // 128)
+        columns = torch.randperm(shape[-1], generator=generator, device=device)[:few_columns]
         values[..., columns] *= 12.0
     if distribution == "long-tailed" and len(shape) > 1:
         rows = torch.randn((shape[0],) + (1,) * (len(shape) - 1), generator=generator, device=device)
         values *= rows.mul_(0.7).exp_()
-    return values.mul_(scale).to(dtype)
+    return (values.mul_(scale) if scale != 1.0 else values).to(dtype)
 
 
 def permutation(source: Source, count: int) -> list[int]:

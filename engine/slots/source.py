@@ -9,6 +9,9 @@ import torch
 
 T = TypeVar("T")
 
+RESERVOIR = 1 << 23
+"""Numbers in the reservoir; 32 MiB."""
+
 
 class Source:
     """A key from which independent streams are derived by HMAC-SHA-256 over labels.
@@ -17,14 +20,30 @@ class Source:
     knowing one stream tells nothing of another (HMAC is a pseudo-random function, RFC 2104).
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, root: "Source | None" = None) -> None:
         self.key = key
+        self._root = root or self
         self._counter = 0
+        self._reservoir: torch.Tensor | None = None
 
     def child(self, *labels: str | int) -> "Source":
         """The stream named by `labels` under this key."""
         text = "\x1f".join(str(label) for label in labels)
-        return Source(hmac.new(self.key, text.encode(), hashlib.sha256).digest())
+        return Source(hmac.new(self.key, text.encode(), hashlib.sha256).digest(), self._root)
+
+    def normals(self, count: int) -> torch.Tensor:
+        """float32[count] on the CPU, standard normal: a stretch, at a place drawn from this stream, of one reservoir under the root key.
+
+        Drawing a million numbers takes three times as long as many a call that they are the input of; copying them does not. Two
+        stretches may overlap, which helps nobody who knows neither the reservoir nor the places.
+        """
+        root = self._root
+        if root._reservoir is None or root._reservoir.numel() < 2 * count:
+            key = hmac.new(root.key, b"reservoir", hashlib.sha256).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") & (2**63 - 1))
+            root._reservoir = torch.randn(max(RESERVOIR, 2 * count), generator=generator)
+        start = self.integer(0, root._reservoir.numel() - count)
+        return root._reservoir[start : start + count].clone()
 
     def generator(self) -> torch.Generator:
         """A CPU generator; each call gives the next one of this stream."""

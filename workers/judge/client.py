@@ -45,6 +45,7 @@ class Process(Protocol):
 
     def alive(self) -> bool: ...
     def cpu_seconds(self) -> float: ...
+    def run_delay_seconds(self) -> float: ...
     def stderr_tail(self) -> str: ...
     def exit_reason(self) -> str | None: ...
     def kill(self) -> None: ...
@@ -85,7 +86,6 @@ class HostClient:
     def __post_init__(self) -> None:
         self._seq = 0
         self._held: dict[str, Pack] = {}
-        self._original: dict[str, Tensor] = {}
         self._outputs: dict[tuple[tuple[str, TensorSpec], ...], Pack] = {}
         self._known_buffers: set[int] = set()
 
@@ -124,8 +124,6 @@ class HostClient:
             self._held[name] = pack
             packs.append(pack)
             views[name] = pack.views[name]
-            if item.access == "write":
-                self._original[name] = item.tensor
         for start in range(0, len(packs), wire.MAX_FDS):
             some = packs[start : start + wire.MAX_FDS]
             self._send(
@@ -203,8 +201,6 @@ class HostClient:
         """
         if ready.outputs.buffer.number not in self._known_buffers:
             self._share_outputs(ready.outputs)
-        for name in ready.call.check_state:
-            self._held[name].views[name].copy_(self._original[name])
         for view in ready.outputs.views.values():
             self.poison.fill(view)
         flats = {name: bits(view).view(-1) for name, view in ready.outputs.views.items()}

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from workers import wire
 from workers.judge.client import HostClient
-from workers.sandbox.confinement import GIB, MIB, Confinement, Limits, interpreter_view
-from workers.sandbox.host import spawn
+from workers.sandbox import GIB, MIB, Confinement, Limits, interpreter_view, spawn
 
 LOAD_SECONDS = 30.0
 

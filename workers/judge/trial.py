@@ -26,7 +26,7 @@ from workers.checkout import Trees
 from workers.judge.client import CallTimedOut, ContributedError, HostClient, HostDied, Tampered
 from workers.judge.hosts import Hosts, Side
 from workers.protocol import Reason, SlotFile, Stage, Status
-from workers.sandbox.host import SandboxError
+from workers.sandbox import SandboxError
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ def prepared(trial: Trial, side: Side, cases: list[Case], label: str) -> dict[st
             preparation = kind.preparation(case, held)
             if preparation is not None:
                 try:
-                    held = held | {n: Held(t, "read") for n, t in host.prepare(preparation).items()}
+                    held = held | {n: Held(t, preparation.access) for n, t in host.prepare(preparation).items()}
                 except CallFailed as failure:
                     found[case.name] = failure
                     continue

@@ -13,7 +13,7 @@ import pytest
 
 from workers.judge.trial import StageTimedOut, Trial, reason_of, status_of
 from workers.protocol import Reason, Status, SuiteName, TestReport
-from workers.sandbox.host import SandboxError
+from workers.sandbox import SandboxError
 
 HERE = Path(__file__).resolve().parent
 MAX_FAILURES = 12
@@ -69,7 +69,7 @@ class Reporter:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: "pytest.CallInfo[None]") -> Iterator[None]:
-        report: pytest.TestReport = yield  # type: ignore[assignment, misc]
+        report: pytest.TestReport = yield  # type: ignore[assignment]
         error = call.excinfo.value if call.excinfo is not None else None
         if call.when == "call" or error is not None:
             self._take(item, call, error, report)

@@ -9,16 +9,16 @@ from typing import Any, Literal
 from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet
-from workers.judge.client import Answer, HostClient, ReadyCall, Tampered
+from workers.judge.client import Answer, HostClient, Tampered
 from workers.judge.hosts import Side
 from workers.judge.readings import Reading, between, read
 from workers.judge.trial import SteadyHost, Trial, Wrong, prepared
 from workers.statistics import Observation, impossible
 
 SideName = Literal["base", "head"]
-SAMPLE_SECONDS = 0.05
-SAMPLES = 3
+SAMPLE_SECONDS = 0.06
 WARM_UP_CALLS = 2
+MIN_CALLS = 5
 MAX_CALLS_PER_SAMPLE = 400
 # What an honest host spends between calls: it maps and unmaps inputs, and its interpreter collects garbage.
 IDLE_CPU_SHARE = 0.10
@@ -48,7 +48,7 @@ class Drawn:
 
 @dataclass
 class Timing:
-    """What one process gave for one case: seconds per call of each sample."""
+    """What one process gave for one case: seconds of each call of its sample, of at least `SAMPLE_SECONDS` together."""
 
     samples: list[float]
 
@@ -86,7 +86,7 @@ class Course:
                 host.hold(held)
                 warm = [host.timed(host.ready(self._draw(case_name, held, "calibrate", n))) for n in range(4)]
                 seconds = min(answer.seconds for answer in warm[1:])
-                self.calls[case_name] = max(1, min(MAX_CALLS_PER_SAMPLE, math.ceil(SAMPLE_SECONDS / seconds)))
+                self.calls[case_name] = max(MIN_CALLS, min(MAX_CALLS_PER_SAMPLE, math.ceil(SAMPLE_SECONDS / seconds)))
                 self._check_floor(case, held, self._draw(case_name, held, "calibrate", 0), seconds)
         finally:
             self.trial.hosts.close()
@@ -118,7 +118,7 @@ class Course:
         drawn: dict[str, list[Drawn]] = {}
         for name, case in self.cases.items():
             held = self.held[side][name]
-            count = WARM_UP_CALLS + SAMPLES * self.calls[name]
+            count = WARM_UP_CALLS + self.calls[name]
             calls = [self._draw(name, held, pair, n) for n in range(count)]
             drawn[name] = [Drawn(call, self.kind.expected(case, held, call)) for call in calls]
         return drawn
@@ -171,24 +171,18 @@ class PairBench:
         client.hold(self.course.held[process.side][name])
         warm, rest = drawn[:WARM_UP_CALLS], drawn[WARM_UP_CALLS:]
         answers = [client.timed(client.ready(item.call)) for item in warm]
-        count = self.course.calls[name]
+        ready = iter([client.ready(item.call) for item in rest])
         start = read(client.process)
         pending = client.calls_seconds
-
-        def sample() -> None:
-            here = len(answers) - WARM_UP_CALLS
-            ready: list[ReadyCall] = [client.ready(item.call) for item in rest[here : here + count]]
-            answers.extend(client.timed(call) for call in ready)
-
-        benchmark.extra_info["calls"] = count
         benchmark.extra_info["side"] = process.side
-        benchmark.pedantic(sample, rounds=SAMPLES, iterations=1, warmup_rounds=0)
+        benchmark.pedantic(
+            lambda: answers.append(client.timed(next(ready))), rounds=len(rest), iterations=1, warmup_rounds=0
+        )
         end = read(client.process)
         observation = between(start, end)
         self.observations.append(observation)
         self._check_idle(observation, client.calls_seconds - pending)
-        times = [answer.seconds for answer in answers[WARM_UP_CALLS:]]
-        samples = [sum(times[n * count : (n + 1) * count]) / count for n in range(SAMPLES)]
+        samples = [answer.seconds for answer in answers[WARM_UP_CALLS:]]
         for item, answer in zip(drawn, answers, strict=True):
             self.course.check(name, process.side, item, answer)
         self.timings[process.side][name] = Timing(samples)

@@ -1,0 +1,236 @@
+"""The performance stage: pairs of fresh processes until the rule of workers.statistics knows enough."""
+
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from engine.slots.kind import CallFailed
+from workers.judge.trial import StageTimedOut, Trial, Wrong, reason_of, status_of
+from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed, Status
+from workers.sandbox import SandboxError
+from workers.statistics import Decision, Estimate, Rule, contended, looks_within, may_repeat
+from workers.suites.performance.bench import Course, Impossible, PairBench
+from workers.suites.session import SuiteResult, run_suite
+
+Phase = Literal["stop", "confirm"]
+
+# What a machine class can resolve with 24 pairs: the largest difference that "no difference" may leave possible.
+EQUIVALENCE = {"cpu": 0.05, "cuda": 0.02}
+
+
+class BudgetEnded(Exception):
+    """There is no time for another pair within the stage."""
+
+
+@dataclass
+class SpeedResult:
+    """What the stage found: statuses and reasons as of any suite, and the pairs with the decision."""
+
+    result: SuiteResult
+    performance: Performance | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+
+def rule_for(policy: Policy, device: str) -> Rule:
+    """The rule of one attempt, fixed before its first pair."""
+    return Rule(
+        alpha=policy.alpha,
+        looks=looks_within(policy.max_pairs),
+        relevance=policy.relevance,
+        equivalence=EQUIVALENCE[device],
+    )
+
+
+@dataclass
+class _Stage:
+    trial: Trial
+    course: Course
+    policy: Policy
+    records: list[PairRecord] = field(default_factory=list)
+    benchmarks: list[dict[str, Any]] = field(default_factory=list)
+    repeats: int = 0
+    slowest: float = 0.0
+    result: SuiteResult = field(default_factory=SuiteResult)
+
+    def pair(self, phase: Phase, sentence: str, done: int, total: int) -> PairRecord:
+        """Measures one pair, again where something else disturbed it. Raises BudgetEnded, and _Stopped on a fault."""
+        index = len(self.records)
+        order = self.trial.source.child("performance", "coin", index).choice(("AB", "BA"))
+        thrown_away: list[str] = []
+        while True:
+            began = time.monotonic()
+            if self.trial.remaining() < 1.3 * self.slowest:
+                raise BudgetEnded
+            bench = PairBench(self.course, index, order)  # type: ignore[arg-type]
+            self._run(bench)
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            reasons = sorted({reason for observation in bench.observations for reason in contended(observation)})
+            if not reasons or not may_repeat(len(thrown_away), self.repeats):
+                break
+            self.repeats += 1
+            thrown_away.append("; ".join(reasons))
+            self.trial.say("performance", f"Pair {index + 1} is repeated: {reasons[0]}", done, total, "pairs")
+        record = PairRecord(
+            index=index,
+            order=order,  # type: ignore[arg-type]
+            phase=phase,
+            base={name: timing.median for name, timing in bench.timings["base"].items()},
+            head={name: timing.median for name, timing in bench.timings["head"].items()},
+            base_samples={name: timing.samples for name, timing in bench.timings["base"].items()},
+            head_samples={name: timing.samples for name, timing in bench.timings["head"].items()},
+            repeated=tuple(thrown_away),
+        )
+        self.records.append(record)
+        self.trial.say("performance", sentence, done + 1, total, "pairs")
+        return record
+
+    def _run(self, bench: PairBench) -> None:
+        with TemporaryDirectory(prefix="swapbench-") as folder:
+            file = Path(folder, "benchmark.json")
+            arguments = [
+                "-p",
+                "pytest_benchmark.plugin",
+                "-p",
+                "workers.suites.performance.plugin",
+                "--benchmark-timer=workers.judge.clock.now",
+                f"--benchmark-json={file}",
+                "--benchmark-columns=median",
+                "-x",
+            ]
+            try:
+                found = run_suite("performance", bench, self.trial, arguments, quiet=True)
+            finally:
+                bench.close()
+            if found.statuses:
+                self.result.statuses += found.statuses
+                self.result.reasons += found.reasons
+                raise _Stopped
+            self.benchmarks += json.loads(file.read_text())["benchmarks"]
+
+
+class _Stopped(Exception):
+    """A fault that is already among the reasons ended the stage."""
+
+
+def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
+    """Runs the stage for the trial's subject against its base. Never raises for the subject's faults."""
+    sides = {"base": trial.subject.base, "head": trial.subject.head}
+    course = Course(trial, sides)  # type: ignore[arg-type]
+    stage = _Stage(trial, course, policy)
+    try:
+        course.set_up()
+        decision = _decide(stage, rule_for(policy, trial.environment.device))
+        return _report(stage, decision)
+    except _Stopped:
+        return SpeedResult(stage.result, artifacts=_artifacts(stage))
+    except (Wrong, CallFailed, SandboxError, StageTimedOut, Impossible) as error:
+        status: Status = "impossible" if isinstance(error, Impossible) else status_of(error)
+        stage.result.statuses.append(status)
+        stage.result.reasons.append(reason_of(error, "performance"))
+        return SpeedResult(stage.result, artifacts=_artifacts(stage))
+    finally:
+        course.close()
+        trial.hosts.close()
+
+
+def _decide(stage: _Stage, rule: Rule) -> Decision:
+    last = rule.looks[-1]
+    decision = Decision("continue", "", 0, next_look=rule.looks[0])
+    try:
+        while decision.kind == "continue":
+            goal = decision.next_look or last
+            stage.pair("stop", f"Pair {len(stage.records) + 1}; the next look is at {goal}", len(stage.records), goal)
+            decision = rule.decide(stage.records)
+            if decision.kind == "inconclusive" and len(stage.records) < last:
+                # Nothing is in sight, but "no difference" is not shown either: stopping for futility is the rule's advice, not its
+                # duty (it takes no error rate into account), and an answer is worth four pairs.
+                upcoming = next(look for look in rule.looks if look > len(stage.records))
+                decision = Decision("continue", decision.why, len(stage.records), next_look=upcoming)
+    except BudgetEnded:
+        return rule.give_up(stage.records)
+    if decision.kind != "faster":
+        return decision
+    stop = list(stage.records)
+    fresh: list[PairRecord] = []
+    try:
+        for number in range(rule.confirm_pairs):
+            sentence = f"Faster after {len(stop)} pairs; confirming pair {number + 1} of {rule.confirm_pairs}"
+            fresh.append(stage.pair("confirm", sentence, number, rule.confirm_pairs))
+    except BudgetEnded:
+        pass
+    return rule.confirm(stop, fresh)
+
+
+def interval(estimate: Estimate | None) -> Interval | None:
+    """An Estimate in the protocol's form."""
+    if estimate is None:
+        return None
+    return Interval(estimate.gain, estimate.low, estimate.high, estimate.level)
+
+
+def _medians(records: list[PairRecord]) -> dict[str, tuple[float, float]]:
+    names = records[0].base if records else {}
+    return {
+        name: (
+            statistics.median(record.base[name] for record in records),
+            statistics.median(record.head[name] for record in records),
+        )
+        for name in names
+    }
+
+
+def _report(stage: _Stage, decision: Decision) -> SpeedResult:
+    trial = stage.trial
+    speeds: Mapping[str, Speed] = {"faster": "faster", "no_difference": "no_difference", "slower": "slower"}
+    speed = speeds.get(decision.kind, "inconclusive")
+    medians = _medians(stage.records)
+    cases = [
+        CaseSpeed(result.case, *medians[result.case], interval(result.estimate) or Interval(0, 0, 0), result.p)
+        for result in decision.cases
+    ]
+    whole = interval(decision.estimate)
+    against_baseline = trial.subject.base == trial.subject.baseline
+    performance = Performance(
+        decision=speed,
+        why=decision.why,
+        pairs=stage.records,
+        p=decision.p,
+        speedup=whole,
+        cases=cases,
+        against=trial.subject.base.name,
+        baseline_speedup=whole if against_baseline else None,
+    )
+    if speed == "slower":
+        stage.result.statuses.append("failed")
+        stage.result.reasons.append(
+            Reason(
+                "slower",
+                f"{decision.why[:1].upper()}{decision.why[1:]}, against {trial.subject.base.name}.",
+                "performance",
+                case=", ".join(decision.blocked_by),
+                next_step="Compare both on the cases above with `swapbench check --suite performance`, or profile with `swapbench profile`.",
+            )
+        )
+    figures: dict[str, float] = {}
+    for name, case in stage.course.cases.items():
+        for figure, value in stage.course.kind.figures(case, stage.course.held["head"][name]).items():
+            figures.setdefault(figure, value)
+        base_figures = stage.course.kind.figures(case, stage.course.held["base"][name])
+        if base_figures.get("bits per weight"):
+            figures.setdefault("memory ratio", figures["bits per weight"] / base_figures["bits per weight"])
+    return SpeedResult(stage.result, performance, figures, _artifacts(stage))
+
+
+def _artifacts(stage: _Stage) -> dict[str, str]:
+    if not stage.benchmarks:
+        return {}
+    text = json.dumps(
+        {"machine_info": {}, "commit_info": {}, "benchmarks": stage.benchmarks, "version": "pytest-benchmark"}
+    )
+    return {"benchmark.json": text}
