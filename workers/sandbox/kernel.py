@@ -14,7 +14,7 @@ class Check(msgspec.Struct, frozen=True):
     how_to_mend: str = ""
 
 
-def user_namespaces() -> list[Check]:
+def user_namespaces(settings: Path = Path("/proc/sys")) -> list[Check]:
     """One check for each setting that this kernel has."""
     found = []
     for name, refused, mend in (
@@ -30,7 +30,7 @@ def user_namespaces() -> list[Check]:
         ),
     ):
         try:
-            value = Path("/proc/sys", name.replace(".", "/")).read_text().strip()
+            value = (settings / name.replace(".", "/")).read_text().strip()
         except OSError:
             if name == "user.max_user_namespaces":
                 found.append(
