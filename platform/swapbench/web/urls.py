@@ -4,7 +4,7 @@ from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path, register_converter
 from django.views.i18n import set_language
 
-from swapbench.web.views import now, queue, site, submissions
+from swapbench.web.views import now, queue, site, submissions, tracks
 
 
 class Number:
@@ -42,6 +42,9 @@ urlpatterns = [
     path("submissions/<number:pk>/live", submissions.part, name="submission-live"),
     path("submissions/<number:pk>/outcome.json", submissions.outcome, name="submission-outcome"),
     path("submissions/<number:pk>/artifacts/<name:name>", submissions.artifact, name="submission-artifact"),
+    path("tracks/", tracks.index, name="tracks"),
+    path("tracks/<name:kind>/<name:quality_class>/<name:machine_class>/", tracks.page, name="track"),
+    path("tracks/<name:kind>/<name:quality_class>/<name:machine_class>/front.json", tracks.front, name="track-front"),
     path("queue", queue.page, name="queue"),
     path("queue/live", queue.part, name="queue-live"),
     path("about/", site.about, name="about"),
