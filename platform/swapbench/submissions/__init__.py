@@ -1,0 +1,1 @@
+"""Submissions: from a pull request's head to attempts, results and verdicts. Knows nothing of the merge queue or pages."""
