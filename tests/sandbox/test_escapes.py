@@ -16,7 +16,9 @@ import pytest
 from tests.sandbox.conftest import HERE, Hosts
 from tests.sandbox.inside import PROBES
 from workers import sandbox
+from workers.sandbox import kernel
 
+LEVELS = ["strongest", "weakest", "given"]
 SECRET = "9f2c-worker-secret-77aa"
 
 # The refusal that each attempt must meet; EPERM, the system-call filter's, where nothing is said.
@@ -86,7 +88,7 @@ class Reports:
         hosts = Hosts(level)
         secret_file = folder / "secret.txt"
         secret_file.write_text(SECRET)
-        abstract = f"swapbench-test-{os.getpid()}-{level}"
+        abstract = f"swapbench-test-{os.getpid()}-{folder.name}"
         with ours, theirs, socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as named:
             listening.bind("\0" + abstract)
             listening.listen()
@@ -127,18 +129,20 @@ class Reports:
 
 @pytest.fixture(scope="module")
 def reports(strongest: str, weakest: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Reports]]:
-    """One hostile host's reports at the strongest and at the weakest level."""
-    os.environ["SWAPBENCH_TEST_SECRET"] = SECRET
-    try:
-        yield {
+    """Hostile hosts' reports: at the strongest and the weakest level, and where the kernel leaves making the user
+    namespace to root.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWAPBENCH_TEST_SECRET", SECRET)
+        found = {
             name: Reports(level, tmp_path_factory.mktemp(name))
             for name, level in (("strongest", strongest), ("weakest", weakest))
         }
-    finally:
-        del os.environ["SWAPBENCH_TEST_SECRET"]
+        patch.setattr(kernel, "refuses_the_unprivileged", lambda: True)
+        yield found | {"given": Reports(strongest, tmp_path_factory.mktemp("given"))}
 
 
-@pytest.mark.parametrize("level", ["strongest", "weakest"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", sorted(PROBES))
 def test_attempt_is_refused(reports: dict[str, Reports], name: str, level: str) -> None:
     message = reports[level].found[name]
@@ -146,7 +150,7 @@ def test_attempt_is_refused(reports: dict[str, Reports], name: str, level: str) 
     assert message["errno"] in EXPECTED.get(name, {"EPERM"}), message
 
 
-@pytest.mark.parametrize("level", ["strongest", "weakest"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_host_and_worker_are_well_after_every_attempt(reports: dict[str, Reports], level: str) -> None:
     report = reports[level]
     assert set(PROBES) <= report.found.keys()
@@ -155,7 +159,7 @@ def test_host_and_worker_are_well_after_every_attempt(reports: dict[str, Reports
     assert not (HERE / "swapbench-escape").exists()
 
 
-@pytest.mark.parametrize("level", ["strongest", "weakest"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_what_honest_modules_need_works(reports: dict[str, Reports], level: str) -> None:
     works = reports[level].found["works"]["works"]
     assert {name: said for name, said in works.items() if said != "yes"} == {}

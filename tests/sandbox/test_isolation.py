@@ -95,9 +95,20 @@ def test_kernel_settings_that_refuse_namespaces_are_named(
     file.parent.mkdir(parents=True)
     for value, ok in ((refusing, False), (allowing, True)):
         file.write_text(value + "\n")
-        check = {check.name: check for check in kernel.user_namespaces(tmp_path)}[setting]
+        check = {check.name: check for check in kernel.user_namespaces(tmp_path, privileged=False)}[setting]
         assert (check.ok, check.found) == (ok, f"is {value}")
         assert (mend in check.how_to_mend) != ok
+
+
+def test_settings_that_refuse_the_unprivileged_only_do_not_hinder_root(tmp_path: Path) -> None:
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user/max_user_namespaces").write_text("15000\n")
+    assert not kernel.refuses_the_unprivileged(tmp_path)
+    (tmp_path / "kernel/apparmor_restrict_unprivileged_userns").write_text("1\n")
+    assert kernel.refuses_the_unprivileged(tmp_path)
+    assert all(check.ok for check in kernel.user_namespaces(tmp_path, privileged=True))
+    assert not all(check.ok for check in kernel.user_namespaces(tmp_path, privileged=False))
 
 
 def test_kernel_without_user_namespaces_is_named(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_confinement_that_makes_no_sense_is_refused_with_a_sentence() -> None:
     for wrong, sentence in (
         ({"argv": ()}, "argv is empty"),
         ({"argv": ("/x",), "slot": 999}, "slot must lie in 0..179"),
-        ({"argv": ("/x",), "socket": 5, "socket_number": 1}, "socket_number must lie in 3..63"),
+        ({"argv": ("/x",), "socket": 5, "socket_number": 1}, "socket_number must lie in 3..8"),
         ({"argv": ("/x",), "readonly": {"/usr": "../x"}}, "absolute and without '..'"),
         ({"argv": ("/x",), "scratch": {"/tmp/../etc": 1}}, "absolute and without '..'"),
         ({"argv": ("/x",), "env": {"A": "b\0c"}}, "NUL"),

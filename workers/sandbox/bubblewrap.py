@@ -4,13 +4,15 @@ Written against bubblewrap 0.8 (Debian 12); every option used has been there sin
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from workers.sandbox.confinement import Confinement
 
+# bubblewrap leaves this one open in the program, so that a shell has to close it, and a shell knows one digit only.
+USERNS = 9
 # The numbers at which the launcher hands bubblewrap its own descriptors; far from the host's, which has only 0, 1, 2
 # and its socket.
-DESCRIPTORS = {"args": 100, "seccomp": 101, "status": 102, "gate": 103}
+DESCRIPTORS = {"args": 100, "seccomp": 101, "status": 102, "gate": 103, "userns": USERNS}
 INSIDE_UID = 65534
 
 _PLAIN_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -33,17 +35,29 @@ def find() -> str | None:
     return None
 
 
+def command(argv: Sequence[str], *, given_namespace: bool) -> list[str]:
+    """What bubblewrap is to run so that in the end `argv` runs, without the descriptor of its user namespace."""
+    return ["/bin/sh", "-c", f'exec "$0" "$@" {USERNS}<&-', *argv] if given_namespace else list(argv)
+
+
 def arguments(
-    confinement: Confinement, *, sources: Mapping[str, str], scratch: Mapping[str, str], cgroup_namespace: bool
+    confinement: Confinement,
+    *,
+    sources: Mapping[str, str],
+    scratch: Mapping[str, str],
+    given_namespace: bool,
+    cgroup_namespace: bool,
 ) -> list[str]:
     """Options for `bwrap --args`; the program to run follows on bubblewrap's own command line, which anyone on the
     machine can read.
 
     `sources` gives for each host path of `confinement.readonly` the path from which bubblewrap can bind it; `scratch`
-    gives for each scratch path a prepared tmpfs to bind, and where it has none bubblewrap mounts one itself.
+    gives for each scratch path a prepared tmpfs to bind, and where it has none bubblewrap mounts one itself. With
+    `given_namespace` it enters the user namespace that it inherits, else it makes one.
     """
     args = ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
-    args += ["--unshare-user", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)]
+    args += ["--userns", str(DESCRIPTORS["userns"])] if given_namespace else ["--unshare-user"]
+    args += ["--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)]
     args += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--hostname", "host"]
     if cgroup_namespace:
         args.append("--unshare-cgroup")

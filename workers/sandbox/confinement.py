@@ -60,8 +60,8 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("a confinement needs a program to run: argv is empty")
         if not 0 <= self.slot < SLOTS:
             raise ValueError(f"slot must lie in 0..{SLOTS - 1}, got {self.slot}")
-        if self.socket is not None and not 3 <= self.socket_number < 64:
-            raise ValueError(f"socket_number must lie in 3..63, got {self.socket_number}")
+        if self.socket is not None and not 3 <= self.socket_number <= 8:
+            raise ValueError(f"socket_number must lie in 3..8, got {self.socket_number}")
         if self.limits.open_files < 128:
             raise ValueError(
                 f"open_files must be at least 128 (the sandbox itself needs some), got {self.limits.open_files}"

@@ -1,5 +1,6 @@
 """The kernel's settings that decide whether a user without privileges may make namespaces."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -14,29 +15,49 @@ class Check(msgspec.Struct, frozen=True):
     how_to_mend: str = ""
 
 
-def user_namespaces(settings: Path = Path("/proc/sys")) -> list[Check]:
-    """One check for each setting that this kernel has."""
+# Both of these refuse namespaces to processes without privileges only.
+_CLONE = "kernel.unprivileged_userns_clone"
+_APPARMOR = "kernel.apparmor_restrict_unprivileged_userns"
+_MOST = "user.max_user_namespaces"
+
+
+def user_namespaces(settings: Path = Path("/proc/sys"), *, privileged: bool | None = None) -> list[Check]:
+    """One check for each setting that this kernel has. `privileged`: whether the worker is root (default: is it?)."""
+    privileged = os.geteuid() == 0 if privileged is None else privileged
     found = []
     for name, refused, mend in (
-        ("kernel.unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
-        ("user.max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
+        (_CLONE, "0", f"sysctl -w {_CLONE}=1"),
+        (_MOST, "0", f"sysctl -w {_MOST}=15000"),
         (
-            "kernel.apparmor_restrict_unprivileged_userns",
+            _APPARMOR,
             "1",
             "give /usr/bin/bwrap an AppArmor profile with `userns,` (Ubuntu: apt install apparmor-profiles, then "
             "cp /usr/share/apparmor/extra-profiles/bwrap-userns-restrict /etc/apparmor.d/ and "
-            "systemctl reload apparmor), "
-            "or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+            f"systemctl reload apparmor), or sysctl -w {_APPARMOR}=0",
         ),
     ):
-        try:
-            value = (settings / name.replace(".", "/")).read_text().strip()
-        except OSError:
-            if name == "user.max_user_namespaces":
+        value = _value(settings, name)
+        if value is None:
+            if name == _MOST:
                 found.append(
                     Check(name, False, "the kernel has no user namespaces", "use a kernel with CONFIG_USER_NS")
                 )
-            continue
-        ok = value != refused
-        found.append(Check(name, ok, f"is {value}", "" if ok else mend))
+        elif value != refused:
+            found.append(Check(name, True, f"is {value}"))
+        elif privileged and name != _MOST:
+            found.append(Check(name, True, f"is {value}, but the worker runs as root and makes the namespaces itself"))
+        else:
+            found.append(Check(name, False, f"is {value}", mend))
     return found
+
+
+def refuses_the_unprivileged(settings: Path = Path("/proc/sys")) -> bool:
+    """Whether only a process with privileges may make a user namespace, as on Ubuntu 24.04 by default."""
+    return _value(settings, _CLONE) == "0" or _value(settings, _APPARMOR) == "1"
+
+
+def _value(settings: Path, name: str) -> str | None:
+    try:
+        return (settings / name.replace(".", "/")).read_text().strip()
+    except OSError:
+        return None

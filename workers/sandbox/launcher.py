@@ -7,19 +7,24 @@ command line; failures are written as one line to the status descriptor.
 """
 
 import ctypes
+import errno
 import fcntl
 import marshal
 import os
 import resource
 import signal
 import stat
+import struct
 import sys
 from typing import Any
 
 _CLONE_NEWNS = 0x00020000
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 1, 8, 38
+_CLONE_NEWUSER = 0x10000000
+_CAPABILITY_VERSION_3 = 0x20080522
+# Effective and permitted: CAP_SYS_ADMIN, number 21.
+_ADMIN = (1 << 21, 1 << 21)
 FAILED = "launcher: "
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,12 +62,56 @@ def _enter(plan: dict[str, Any]) -> None:
         resource.setrlimit(limit, (value, value))
     os.umask(0o077)
     if plan["uid"] is not None:
-        os.setgroups([])
-        os.setresgid(plan["uid"], plan["uid"], plan["uid"])
-        os.setresuid(plan["uid"], plan["uid"], plan["uid"])
+        if plan["given_namespace"]:
+            os.dup2(_user_namespace(plan["uid"], plan["inside_uid"]), plan["places"]["userns"], inheritable=True)
+        _become(plan["uid"])
         # A change of uid clears the death signal.
         _die_with(plan["parent"])
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def _become(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def _user_namespace(uid: int, inside: int) -> int:
+    """A descriptor of a new user namespace that `uid` owns and in which it is called `inside`.
+
+    Made while there are privileges to make it with, for kernels that refuse it to bubblewrap, which has none.
+    """
+    ready, go = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(go[1])
+        try:
+            # Its owner is whoever makes it, so the child becomes that, and keeps for a moment the right to make it.
+            _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keepcaps")
+            _become(uid)
+            _check(
+                _libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), struct.pack("=6I", *_ADMIN, 0, 0, 0, 0)),
+                "capset",
+            )
+            _check(_libc.unshare(_CLONE_NEWUSER), "unshare")
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+        except OSError as error:
+            os.write(ready[1], f"{error.strerror} ({error.filename})".encode())
+        os._exit(0)
+    os.close(ready[1])
+    said = os.read(ready[0], 1000)
+    try:
+        if said != b"x":
+            raise OSError(errno.EPERM, f"no user namespace could be made: {said.decode()}")
+        for name, line in (("setgroups", "deny"), ("uid_map", f"{inside} {uid} 1"), ("gid_map", f"{inside} {uid} 1")):
+            with open(f"/proc/{child}/{name}", "w") as handle:
+                handle.write(line)
+        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+    finally:
+        for number in (ready[0], *go):
+            os.close(number)
+        os.waitpid(child, 0)
 
 
 def _die_with(parent: int) -> None:

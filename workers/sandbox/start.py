@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from workers.sandbox import bubblewrap, cgroups, processes, seccomp
+from workers.sandbox import bubblewrap, cgroups, kernel, processes, seccomp
 from workers.sandbox.confinement import FIRST_UID, GIB, MIB, Confinement, Limits
 from workers.sandbox.host import HostProcess, SandboxError, renamed
 
@@ -125,8 +125,13 @@ def _plan(
         os.makedirs(_STAGE, mode=0o755, exist_ok=True)
         sources = {path: f"{_STAGE}/{n}" for n, path in enumerate(confinement.readonly)}
         scratch = {path: f"{_STAGE}/s{n}" for n, path in enumerate(confinement.scratch)}
+    given = uid is not None and kernel.refuses_the_unprivileged()
     options = bubblewrap.arguments(
-        confinement, sources=sources, scratch=scratch, cgroup_namespace=os.path.exists("/proc/self/ns/cgroup")
+        confinement,
+        sources=sources,
+        scratch=scratch,
+        given_namespace=given,
+        cgroup_namespace=os.path.exists("/proc/self/ns/cgroup"),
     )
     sizes = [(scratch[path], size, confinement.scratch_inodes) for path, size in confinement.scratch.items() if scratch]
     plan = {
@@ -134,7 +139,7 @@ def _plan(
         "socket": confinement.socket,
         "socket_at": confinement.socket_number,
         "bwrap": program,
-        "argv": list(confinement.argv),
+        "argv": bubblewrap.command(confinement.argv, given_namespace=given),
         "parent": os.getpid(),
         "cgroups": group.joins if group is not None else [],
         "cpus": sorted(confinement.limits.cpus or ()),
@@ -143,6 +148,8 @@ def _plan(
         "binds": list(sources.items()),
         "scratch": sizes,
         "uid": uid,
+        "given_namespace": given,
+        "inside_uid": bubblewrap.INSIDE_UID,
     }
     return plan, options
 
