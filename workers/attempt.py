@@ -42,7 +42,6 @@ from workers.protocol import (
     encode,
 )
 from workers.sandbox import NoLevel, SandboxError, best_level
-from workers.sandbox import SandboxError
 from workers.suites.integration.bench import IntegrationBench
 from workers.suites.session import SuiteResult, run_suite, worst
 from workers.suites.unit.bench import UnitBench
@@ -183,6 +182,12 @@ class Attempt:
         finally:
             bench.host.discard()
 
+    def _integration(self, trial: Trial, bench: IntegrationBench) -> SuiteResult:
+        try:
+            return run_suite("integration", bench, trial)
+        finally:
+            bench.close()
+
     def _stage(self, stage: Stage, trial: Trial, share: int, work: Callable[[], SuiteResult]) -> SuiteResult:
         """Runs a stage within its share of the time that is left for it."""
         began = time.monotonic()
@@ -230,6 +235,19 @@ def _summary(status: Status, reasons: list[Reason], speed: SpeedResult | None) -
     return "All suites passed." if status == "passed" else status.replace("_", " ")
 
 
+def _refused(job: Job, level: str, sentence: str) -> Outcome:
+    return Outcome(
+        attempt=job.attempt,
+        status="invalid_environment",
+        implementations=[],
+        stages=[],
+        reasons=[Reason("isolation", sentence, next_step="`swapbench doctor` says what is missing.")],
+        environment=machine.facts(),
+        isolation=level,
+        job=msgspec.structs.replace(job, token="0" * 64),
+    )
+
+
 def make_attempt(
     job: Job,
     report: Report,
@@ -240,21 +258,13 @@ def make_attempt(
     temporary: Path | None = None,
 ) -> Outcome:
     """Makes the attempt in a temporary workspace that is removed afterwards."""
-    level = "none" if unconfined else best_level()
+    try:
+        level = "none" if unconfined else best_level()
+    except NoLevel as error:
+        return _refused(job, "none", f"{str(error)[:1].upper()}{str(error)[1:]} Contributor code is never run without.")
     if not unconfined and level not in job.policy.isolation_levels:
-        sentence = f"This machine reaches isolation level {level!r}; the policy takes {', '.join(job.policy.isolation_levels)}."
-        if level == "none":
-            sentence = "No sandbox can be set up on this machine, and contributor code is never run without. `swapbench doctor` says why."
-        return Outcome(
-            job.attempt,
-            "invalid_environment",
-            [],
-            [],
-            [Reason("isolation", sentence)],
-            machine.facts(),
-            level,
-            job=msgspec.structs.replace(job, token="0" * 64),
-        )
+        levels = ", ".join(job.policy.isolation_levels)
+        return _refused(job, level, f"This machine reaches isolation level {level!r}; the policy takes {levels}.")
     workspace = Path(tempfile.mkdtemp(prefix="swapbench-", dir=temporary))
     # The unprivileged user of a host must be able to enter what is bound for it.
     workspace.chmod(0o755)

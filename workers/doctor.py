@@ -37,7 +37,7 @@ def checks() -> Iterator[Finding]:
     yield from _engine()
     levels = []
     for check in sandbox_checks():
-        is_level = check.name.startswith("isolation level")
+        is_level = check.name.startswith("isolation ")
         if is_level:
             levels.append(check.ok)
         yield Finding(check.name, check.ok, check.found, check.how_to_mend, needed=check.name == "bubblewrap")

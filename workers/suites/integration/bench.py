@@ -1,0 +1,189 @@
+"""What the integration suite judges with: the judge's own engine, once with its reference and once with the slot's calls in a host."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import engine
+from engine import quality
+from engine.corpus import evaluation_tokens, needle_tokens
+from engine.generate import Engine
+from engine.loader import load_model
+from engine.slots.kind import Call, Finding, HeldSet, Preparation
+from workers.judge.trial import SteadyHost, Trial, Wrong
+
+CHECKPOINT = Path(engine.__file__).resolve().parent / "checkpoints" / "reference"
+# One long pass in chunks, and short texts token by token: prefill, mixed steps and decoding.
+TEXTS = 4
+TEXT_TOKENS = 768
+CHUNK = 320
+DECODED_TEXTS = 6
+DECODED_TOKENS = 80
+NEEDLE_LENGTHS = (512, 1536)
+NEEDLE_DEPTHS = (0.1, 0.5, 0.9)
+NEEDLES_PER_CELL = 2
+KINDS_WITH_NEEDLES = ("attention",)
+
+
+class PackedAway(SteadyHost):
+    """A Runner whose preparations run in one host, and whose calls run in a fresh one that holds only the results."""
+
+    def __init__(self, trial: Trial, side: Any) -> None:
+        super().__init__(trial, side)
+        self._packing = False
+        self._kept: HeldSet = {}
+
+    def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
+        self._packing = True
+        return super().prepare(preparation)
+
+    def hold(self, held: HeldSet) -> dict[str, Tensor]:
+        if not self._packing:
+            return super().hold(held)
+        self._kept |= held
+        return {name: item.tensor for name, item in held.items()}
+
+    def run(self, call: Call) -> dict[str, Tensor]:
+        if self._packing:
+            self.discard()
+            self._packing = False
+            super().hold(self._kept)
+        return super().run(call)
+
+
+class IntegrationBench:
+    """Texts drawn from the attempt's secret seed, and what both engines make of them."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.kind = trial.subject.kind
+        self.header = trial.subject.header
+        self.source = trial.source.child("integration")
+        self.quality: dict[str, float] = {}
+        self.meets: tuple[str, ...] = ()
+        self.figures: dict[str, float] = {}
+        self.noise = 0.0
+        self._needle_ratio: float | None = None
+        self._measured: quality.Quality | None = None
+
+    def parameters(self) -> dict[str, Sequence[Any]]:
+        """The needle grid only for kinds that decide where a token looks."""
+        return {"cell": NEEDLE_LENGTHS if self.kind.name in KINDS_WITH_NEEDLES else ()}
+
+    # -- what is drawn ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def texts(self) -> list[list[int]]:
+        """Long texts, then short ones."""
+        drawn = []
+        self._scored: list[Tensor] = []
+        for number in range(TEXTS + DECODED_TEXTS):
+            tokens = TEXT_TOKENS if number < TEXTS else DECODED_TOKENS
+            text = evaluation_tokens(self.source.child("text", number).key, tokens)
+            drawn.append([int(token) for token in text.ids])
+            self._scored.append(torch.from_numpy(text.scored.copy()))
+        return drawn
+
+    # -- the two engines --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def reference(self) -> Engine:
+        """The judge's engine with nothing but the reference in it."""
+        return self._engine({})
+
+    @cached_property
+    def host(self) -> PackedAway:
+        """The host that the subject's calls go to."""
+        return PackedAway(self.trial, self.trial.subject.head)
+
+    @cached_property
+    def subject(self) -> Engine:
+        """The judge's engine whose calls of the slot go to the host."""
+        return self._engine({self.kind.name: self.kind.proxy(self.host, self.header)})
+
+    def _engine(self, slots: dict[str, Any]) -> Engine:
+        model = load_model(CHECKPOINT, dtype=torch.float32)
+        return Engine(model, slots, trusted=True, max_len=4096, kv_tokens=8192, step_tokens=2048, max_batch=16)
+
+    def _logits(self, engine_: Engine, who: str) -> list[Tensor]:
+        self.trial.say("integration", f"{who}: {TEXTS} texts in chunks of {CHUNK}", 0, 0, "")
+        long = engine_.logits(self.texts[:TEXTS], chunk=CHUNK)
+        self.trial.say("integration", f"{who}: {DECODED_TEXTS} texts token by token", 0, 0, "")
+        return long + engine_.logits(self.texts[TEXTS:], chunk=1)
+
+    # -- what is judged ---------------------------------------------------------------------------------------------
+
+    def measure(self) -> None:
+        """Scores the texts with both engines. Raises Wrong where the declared class is not kept, CallFailed of the host."""
+        texts = self.texts
+        ours = self._logits(self.reference, "reference")
+        self.noise = quality.noise_floor(self.reference, texts[:2], other_chunk=96)
+        self.trial.remaining()
+        theirs = self._logits(self.subject, self.header.name)
+        try:
+            found = quality.compare(ours, theirs, texts, self._scored)
+        except ValueError as error:
+            raise Wrong(Finding(f"{error} The slot's output upsets the model."), code="not_finite") from None
+        self._measured = found
+        self.quality = {
+            "delta_ppl": found.delta_ppl.value,
+            "delta_ppl_low": found.delta_ppl.low,
+            "delta_ppl_high": found.delta_ppl.high,
+            "mean_kl": found.mean_kl.value,
+            "mean_kl_high": found.mean_kl.high,
+            "top1": found.top1.value,
+            "top1_low": found.top1.low,
+            "noise_floor_kl": self.noise,
+            "perplexity": found.perplexity,
+            "tokens": float(found.tokens),
+        }
+        self.meets = quality.classes_met(found, self.noise, self._needle_ratio)
+        self._decide()
+
+    def _decide(self) -> None:
+        assert self._measured is not None
+        declared = self.header.quality_class
+        short = quality.shortfalls(declared, self._measured, self.noise, self._needle_ratio)
+        if short:
+            met = f" It meets class {self.meets[0]}: declare that." if self.meets else " It meets no class."
+            raise Wrong(
+                Finding(f"The module does not keep its declared class {declared}: {'; '.join(short)}.{met}"),
+                code="below_class",
+            )
+
+    def find_needles(self, length: int) -> None:
+        """Recall of hidden keys at each depth of documents of `length` tokens, against the reference's own."""
+        needles = [
+            quality.Needle(length, depth, [int(t) for t in drawn.prompt], [int(t) for t in drawn.answer])
+            for depth in NEEDLE_DEPTHS
+            for number in range(NEEDLES_PER_CELL)
+            for drawn in [needle_tokens(self.source.child("needle", length, str(depth), number).key, length, depth)]
+        ]
+
+        def said(done: int, total: int) -> None:
+            self.trial.say("integration", f"Needles in {length} tokens", done, total, "documents")
+
+        ours = quality.needle_recall(self.reference, needles)
+        self.trial.remaining()
+        theirs = quality.needle_recall(self.subject, needles, said)
+        cell, ratio = quality.worst_cell(ours, theirs)
+        self.quality["needle"] = min(self.quality.get("needle", 1.0), ratio)
+        self._needle_ratio = self.quality["needle"]
+        limit = quality.LIMITS["S"].needle or 0.0
+        if ratio < limit:
+            raise Wrong(
+                Finding(
+                    f"Of the keys hidden {cell[1]:.0%} into documents of {cell[0]} tokens, the model with this module finds "
+                    f"{theirs[cell]:.0%}; with the reference it finds {ours[cell]:.0%}."
+                ),
+                code="needle_lost",
+            )
+
+    def close(self) -> None:
+        """Ends the host, where one was opened."""
+        if "host" in self.__dict__:
+            self.host.discard()
