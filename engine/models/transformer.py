@@ -2,8 +2,8 @@
 
     ids [T] -> embed -> for each layer: norm, qkv, rotate | write, attend | o, norm, gate_up, act, down -> norm -> head
 
-Between the bars stands the attention slot. What is left of it and right of it are two plain functions of tensors,
-`before_attention` and `after_attention`, the same for every layer, so that either can be compiled once for all layers.
+Between the bars stands the attention slot. What lies between two of them is one plain function of tensors, `cross`, the
+same for every layer, so that it can be compiled once for all; `enter` comes before the first, `leave` after the last.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,11 @@ class Dense:
 
     def linear(self, x: Tensor, packed: Packed) -> Tensor:
         """`x` [T, columns] -> [T, rows]."""
-        return F.linear(x, packed["weight"])
+        weight = packed["weight"]
+        if x.shape[0] == 1 and x.device.type == "cpu" and torch.compiler.is_compiling():
+            # Compiled to one pass over the weights in order; library kernels for one row reach a quarter of its speed.
+            return (weight * x).sum(-1)[None]
+        return F.linear(x, weight)
 
     def embedding(self, ids: Tensor, packed: Packed) -> Tensor:
         """`ids` [T] -> [T, columns]."""
@@ -98,10 +102,37 @@ class Heads(NamedTuple):
     dim: int
 
 
-def before_attention(
+QKV = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def enter(layer: Layer, parts: Parts, heads: Heads, x: Tensor, cos_sin: Tensor) -> QKV:
+    """Embedded tokens `x` [T, hidden], `cos_sin` [T, dim] -> contiguous q [T, q, dim], k and v [T, kv, dim], residual."""
+    return _attention_inputs(layer, parts, heads, x, None, cos_sin)
+
+
+def cross(
+    layer: Layer, following: Layer, parts: Parts, heads: Heads, attended: Tensor, residual: Tensor, cos_sin: Tensor
+) -> QKV:
+    """From what attention of `layer` gave, [T, q, dim], to what that of the `following` layer takes (see `enter`)."""
+    x, residual = _after_attention(layer, parts, attended, residual)
+    return _attention_inputs(following, parts, heads, x, residual, cos_sin)
+
+
+def leave(layer: Layer, parts: Parts, norm: Tensor, attended: Tensor, residual: Tensor) -> Tensor:
+    """From what attention of the last layer gave to hidden states [T, hidden] after the last norm."""
+    x, residual = _after_attention(layer, parts, attended, residual)
+    hidden: Tensor = parts.normalization.forward(x, residual, norm)[0]
+    return hidden
+
+
+def score(head: Linear, hidden: Tensor) -> Tensor:
+    """`hidden` [n, hidden] -> logits, float32 [n, vocab]."""
+    return head(hidden).float()
+
+
+def _attention_inputs(
     layer: Layer, parts: Parts, heads: Heads, x: Tensor, residual: Tensor | None, cos_sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`x`, `residual` [T, hidden], `cos_sin` [T, head_dim] -> contiguous q [T, q, dim], k and v [T, kv, dim], residual."""
+) -> QKV:
     x, residual = parts.normalization.forward(x, residual, layer.attn_norm)
     q, k, v = layer.qkv(x).view(-1, heads.q + 2 * heads.kv, heads.dim).split((heads.q, heads.kv, heads.kv), dim=1)
     if layer.q_norm is not None and layer.k_norm is not None:
@@ -110,8 +141,7 @@ def before_attention(
     return rotate(q, cos_sin), rotate(k, cos_sin), v.contiguous(), residual
 
 
-def after_attention(layer: Layer, parts: Parts, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """`attended` [T, q, dim], `residual` [T, hidden] -> the layer's output, which is yet to be added, and the residual."""
+def _after_attention(layer: Layer, parts: Parts, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     x, residual = parts.normalization.forward(layer.o(attended.flatten(1)), residual, layer.mlp_norm)
     return layer.down(parts.activation.forward(layer.gate_up(x))), residual
 
@@ -195,11 +225,20 @@ def matrix_names(config: ModelConfig) -> list[str]:
     return names if config.tied else [*names, "head"]
 
 
+class Beside(NamedTuple):
+    """The functions on both sides of attention, as written or compiled."""
+
+    enter: Callable[..., QKV] = enter
+    cross: Callable[..., QKV] = cross
+    leave: Callable[..., Tensor] = leave
+    score: Callable[..., Tensor] = score
+
+
 class Forward:
     """A model joined with the slots that it is to be run with; callable on one packed step.
 
     `attention[layer]` is the attention object of a layer, `planned` the distinct ones. Rotations are tabulated for
-    `positions` positions. `beside[phase]` are the two functions beside attention.
+    `positions` positions.
     """
 
     def __init__(self, model: Model, parts: Parts, attention: Sequence[Any], positions: int) -> None:
@@ -208,39 +247,43 @@ class Forward:
         self.planned = list({id(each): each for each in attention}.values())
         self.heads = Heads(config.q_heads, config.kv_heads, config.head_dim)
         self.table = config.rope.table(config.head_dim, positions, model.device)
-        plain = (before_attention, after_attention)
-        self.beside: dict[str, tuple[Callable[..., Any], ...]] = {"decode": plain, "prefill": plain, "mixed": plain}
+        self.fixed = self.free = Beside()
 
     def compile(self) -> None:
-        """Compiles the functions beside attention when first called, once for all layers.
+        """Compiles the functions beside attention when they are first called, once for all layers.
 
-        Decode is compiled for each batch size, since one row is another kernel than many; other phases for any size.
+        `fixed` steps are compiled for their number of tokens, since one row is another kernel than many; others for any.
         """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         options = {"coordinate_descent_tuning": True} if self.model.device.type == "cuda" else {}
-        decode = tuple(
-            torch.compile(_twin(f), dynamic=False, options=options) for f in (before_attention, after_attention)
-        )
-        other = tuple(torch.compile(_twin(f), options=options) for f in (before_attention, after_attention))
-        self.beside = {"decode": decode, "prefill": other, "mixed": other}
+        self.fixed = Beside(*(torch.compile(_twin(f), dynamic=False, options=options) for f in Beside()))
+        self.free = Beside(*(torch.compile(_twin(f), options=options) for f in Beside()))
 
-    def __call__(self, ids: Tensor, meta: StepMeta, kv: Sequence[Tensor]) -> Tensor:
-        """`ids` [T] -> hidden states [T, hidden] after the last norm. The caller has called `plan(meta)`."""
-        parts, heads = self.parts, self.heads
-        before, after = self.beside[meta.phase]
+    def __call__(self, ids: Tensor, meta: StepMeta, kv: Sequence[Tensor], fixed: bool = False) -> Tensor:
+        """`ids` [T] -> hidden states [T, hidden] after the last norm. The caller has called `plan(meta)`.
+
+        fixed: whether T is one of few numbers that recur, worth compiling for.
+        """
+        parts, heads, layers = self.parts, self.heads, self.model.layers
+        beside = self.fixed if fixed else self.free
         cos_sin = self.table[meta.positions]
-        x: Tensor = self.model.embed.embed(ids)
-        residual: Tensor | None = None
-        for layer, attention, cache in zip(self.model.layers, self.attention, kv, strict=True):
-            q, k, v, residual = before(layer, parts, heads, x, residual, cos_sin)
+        q, k, v, residual = beside.enter(layers[0], parts, heads, self.model.embed.embed(ids), cos_sin)
+        for index, (attention, cache) in enumerate(zip(self.attention, kv, strict=True)):
             attention.write(k, v, cache, meta)
             attended = attention.forward(q, k, v, cache, meta)
-            x, residual = after(layer, parts, attended, residual)
-        hidden: Tensor = parts.normalization.forward(x, residual, self.model.norm)[0]
-        return hidden
+            if index + 1 < len(layers):
+                q, k, v, residual = beside.cross(
+                    layers[index], layers[index + 1], parts, heads, attended, residual, cos_sin
+                )
+        return beside.leave(layers[-1], parts, self.model.norm, attended, residual)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`hidden` [n, hidden] -> float32 [n, vocab]."""
-        return self.model.head(hidden).float()
+    def logits(self, hidden: Tensor, fixed: bool = False) -> Tensor:
+        """`hidden` [n, hidden] -> float32 [n, vocab]. fixed: as above, of n."""
+        return (self.fixed if fixed else self.free).score(self.model.head, hidden)
+
+
+# One for each batch size of a CUDA graph and each distinct mix of quantizations among layers.
+RECOMPILE_LIMIT = 64
 
 
 def _twin(function: Any) -> Any:

@@ -129,7 +129,8 @@ class DecodeGraphs:
         meta = recorded.meta
         for attention in self.forward.planned:
             attention.plan(meta)
-        logits = self.forward.logits(self.forward(recorded.ids, meta, self.kv))
+        hidden = self.forward(recorded.ids, meta, self.kv, fixed=True)
+        logits = self.forward.logits(hidden, fixed=True)
         recorded.ids.copy_(sample(logits, recorded.draw, meta.positions + 1))
         recorded.drawn.index_copy_(0, recorded.count, recorded.ids[None])
         recorded.count.add_(1)

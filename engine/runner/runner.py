@@ -34,7 +34,7 @@ class Runner:
         self.meta = meta
         for attention in self.forward.planned:
             attention.plan(meta)
-        return self.forward(ids, meta, self.kv)
+        return self.forward(ids, meta, self.kv, fixed=len(ids) == 1)
 
     def offered(self) -> set[int]:
         """Pages that the attention of every layer lets go of after the last step (see `Attention.evict`)."""
@@ -60,7 +60,7 @@ class Runner:
                 if scheduled.samples:
                     ends.append(at)
             hidden = hidden[torch.tensor(ends, device=self.device)]
-        logits = self.forward.logits(hidden)
+        logits = self.forward.logits(hidden, fixed=len(hidden) == 1)
         draw = Draw.of([s.sequence.sampling for s in drawing], logits.shape[-1], self.device)
         positions = (
             None if draw is None else torch.tensor([len(s.sequence.tokens) for s in drawing], device=self.device)
