@@ -73,13 +73,17 @@ def probability(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """A figure without a scale of its own, to three digits."""
+    """A figure without a scale of its own, to three significant digits: "12.4", "0.0024", "2.1 × 10⁻⁶"."""
     if not math.isfinite(value):
         return NOTHING
     if value == int(value) and abs(value) < 1e15:
         return _minus(f"{int(value):,}")
-    if abs(value) < 0.001:
-        return _minus(f"{value:.1e}")
+    if abs(value) < 1e-4:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{_minus(mantissa)}{THIN}×{THIN}10{power}"
+    if abs(value) < 1:
+        return _minus(f"{value:.3g}")
     return _three_digits(value)
 
 

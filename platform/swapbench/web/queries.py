@@ -240,6 +240,12 @@ def outcome_text(attempt: Attempt | None) -> str:
     return Attempt.objects.values_list("outcome", flat=True).get(pk=attempt.pk)
 
 
+def latest_outcome_text(submission: Submission) -> str:
+    """The outcome of the submission's latest attempt that has one; "" where none has."""
+    attempts = submission.attempts.exclude(outcome="").order_by("-id")
+    return attempts.values_list("outcome", flat=True).first() or ""
+
+
 def _outcome(attempt: Attempt | None) -> tuple[Outcome | None, str]:
     text = outcome_text(attempt)
     if not text:
@@ -301,3 +307,18 @@ def queue_version() -> str:
             [(worker.row.name, worker.row.state, worker.alive) for worker in workers()],
         )
     )
+
+
+def submission_named(name: str) -> Submission | None:
+    """The submission with this number, or the latest whose head SHA begins with these (at least 7) digits."""
+    found = Submission.objects.select_related("pull_request")
+    if name.isdigit() and len(name) <= 9:
+        by_number = found.filter(pk=int(name)).first()
+        if by_number is not None:
+            return by_number
+    return found.filter(head_sha__startswith=name).order_by("-pk").first() if len(name) >= 7 else None
+
+
+def measured_verdict(submission: Submission) -> Verdict | None:
+    """The submission's current verdict that holds measured cases."""
+    return next((verdict for verdict in submission.verdicts.filter(current=True).order_by("path") if verdict.cases), None)

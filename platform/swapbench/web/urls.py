@@ -4,7 +4,7 @@ from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path, register_converter
 from django.views.i18n import set_language
 
-from swapbench.web.views import now, queue, site, submissions, tracks
+from swapbench.web.views import compare, now, people, queue, site, submissions, tracks
 
 
 class Number:
@@ -47,6 +47,8 @@ urlpatterns = [
     path("tracks/<name:kind>/<name:quality_class>/<name:machine_class>/front.json", tracks.front, name="track-front"),
     path("queue", queue.page, name="queue"),
     path("queue/live", queue.part, name="queue-live"),
+    path("people/<name:name>", people.page, name="person"),
+    path("compare", compare.page, name="compare"),
     path("about/", site.about, name="about"),
     path("healthz", site.healthz, name="healthz"),
     path("assets/<name:name>", site.plotly, name="plotly"),
