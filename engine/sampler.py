@@ -88,7 +88,7 @@ def sample(logits: Tensor, draw: Draw | None, positions: Tensor) -> Tensor:
 
 def restrict(logits: Tensor, draw: Draw) -> Tensor:
     """`logits` [n, vocab] with -inf for the tokens that top_k, top_p and min_p leave out; the best one always stays."""
-    ordered, order = logits.sort(-1, descending=True, stable=True)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(logits.shape[-1], device=logits.device)
     ordered = ordered.masked_fill(rank >= draw.top_k, float("-inf"))
     probabilities = ordered.softmax(-1)
