@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.slots.header import Header
-from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, Preparation, SlotKind
+from engine.slots.kind import Call, CallFailed, Case, Finding, Held, HeldSet, Preparation, SlotKind
 from engine.slots.source import Source
 
 
@@ -72,15 +72,22 @@ class InProcess:
 
 
 def judge_case(
-    kind: SlotKind, header: Header, case: Case, implementation: type[Any], source: Source, calls: int = 2
+    kind: SlotKind,
+    header: Header,
+    case: Case,
+    implementation: type[Any],
+    source: Source,
+    calls: int = 2,
+    timed: bool = False,
 ) -> Finding | None:
-    """What the unit suite makes of one case: prepare, settle, and compare `calls` calls. Raises CallFailed."""
+    """What the unit suite makes of one case: prepare, settle, and compare `calls` calls. Raises CallFailed.
+
+    `timed` compares as timed calls are compared, without the plain path.
+    """
     case = kind.vary(case, source.child("vary"))
     held = kind.held(case, source.child("held"))
     preparation = kind.preparation(case, held)
     if preparation is not None:
-        from engine.slots.kind import Held
-
         results = InProcess(kind, implementation).prepare(preparation)
         held.update({name: Held(result, preparation.access) for name, result in results.items()})
         fresh = InProcess(kind, implementation)
@@ -94,7 +101,8 @@ def judge_case(
     for number in range(calls):
         call = kind.draw(case, held, source.child("call", number))
         got = runner.run(call)
-        finding = kind.compare(case, header, got, kind.expected(case, held, call), kind.plain(case, held, call))
+        plain = None if timed else kind.plain(case, held, call)
+        finding = kind.compare(case, header, got, kind.expected(case, held, call), plain)
         if finding is not None:
             return finding
     return None
