@@ -15,3 +15,8 @@ for prefix, room in (("api/", "swapbench.api.urls"), ("", "swapbench.web.urls"))
         present = False
     if present:
         urlpatterns.append(path(prefix, include(room)))
+
+handler400 = "swapbench.web.views.site.bad_request"
+handler403 = "swapbench.web.views.site.forbidden"
+handler404 = "swapbench.web.views.site.not_found"
+handler500 = "swapbench.web.views.site.broken"
