@@ -488,14 +488,17 @@ PROBES["file_of_the_worker"] = lambda: read(SETTINGS["file"])
 
 @probe
 def homes() -> str:
-    seen = [
-        path
-        for path in ("/home", "/root/.ssh", "/root/.bashrc", "/var", "/run", "/opt", "/srv")
-        if os.path.exists(path)
+    seen = []
+    for folder in ("/home", "/root", "/var", "/run", "/opt", "/srv", "/etc", "/mnt", "/boot"):
+        with contextlib.suppress(FileNotFoundError):
+            seen += [f"{folder}/{name}" for name in os.listdir(folder)]
+    # What lies on the way to a bind has to be there, empty but for that.
+    strange = [
+        path for path in seen if not any(f"{bind}/".startswith(f"{path}/") for bind in SETTINGS["binds"].split(":"))
     ]
-    if not seen:
+    if not strange:
         raise OSError(errno.ENOENT, "none")
-    return f"sees {seen}"
+    return f"sees {strange}"
 
 
 @probe

@@ -1,5 +1,7 @@
 """Levels are found out by trying them, and `doctor` says what is missing and how to mend it."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,15 +58,16 @@ def test_without_bubblewrap_there_is_no_level(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("fresh")
-def test_bubblewrap_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program = tmp_path / "bwrap"
-    program.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
-    program.chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    monkeypatch.setattr(bubblewrap, "find", lambda: str(program))
-    with pytest.raises(NoLevel, match="bwrap: No permissions to create new namespace"):
-        sandbox.best_level({})
+def test_bubblewrap_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not below tmp_path, which pytest closes to the uid that starts bubblewrap.
+    with tempfile.TemporaryDirectory(prefix="swapbench-bwrap-") as folder:
+        os.chmod(folder, 0o755)
+        program = Path(folder, "bwrap")
+        program.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(bubblewrap, "find", lambda: str(program))
+        with pytest.raises(NoLevel, match="bwrap: No permissions to create new namespace"):
+            sandbox.best_level({})
 
 
 @pytest.mark.usefixtures("fresh")

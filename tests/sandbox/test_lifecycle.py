@@ -80,7 +80,7 @@ def test_nothing_is_left_when_the_judge_is_killed(request: pytest.FixtureRequest
         "print(json.dumps(processes.tree(running.pid)), flush=True)\n"
         "time.sleep(600)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     with subprocess.Popen([sys.executable, str(judge)], stdout=subprocess.PIPE, env=environment, cwd=ROOT) as process:
         assert process.stdout is not None
         members = json.loads(process.stdout.readline())

@@ -4,9 +4,14 @@ Where they run as such a user anyway, this file has nothing to add.
 """
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.sandbox.conftest import HERE
 
@@ -28,15 +33,18 @@ exec setpriv --reuid "$NOBODY" --regid "$NOBODY" --clear-groups "$PYTHON" -m pyt
 """
 
 
-def test_every_test_of_this_room_holds_without_root(tmp_path: Path) -> None:
+@pytest.fixture
+def stage() -> Iterator[Path]:
+    """A folder of that user; not below tmp_path, whose parents pytest closes to everybody else."""
+    folder = Path(tempfile.mkdtemp(prefix="swapbench-stage-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_every_test_of_this_room_holds_without_root(stage: Path) -> None:
     if os.geteuid() != 0:
         return
-    stage = tmp_path / "stage"
-    stage.mkdir()
     os.chown(stage, NOBODY, NOBODY)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
     base = Path(sys.executable).resolve().parent.parent
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",

@@ -180,9 +180,13 @@ def _hand_down(home: Path) -> bool:
     holds processes.
     """
     control = home / "cgroup.subtree_control"
-    for controller in (*sorted(_NEEDED), *_OPTIONAL):
-        with contextlib.suppress(OSError):
-            if controller not in _words(control):
+    have = _words(control)
+    with contextlib.suppress(OSError):
+        # In one write, which is all or nothing: pids alone would turn a group that holds processes into a threaded one.
+        if not have >= _NEEDED:
+            control.write_text(" ".join(f"+{controller}" for controller in sorted(_NEEDED)))
+        for controller in _OPTIONAL:
+            if controller not in have:
                 control.write_text(f"+{controller}")
     return _words(control) >= _NEEDED
 
