@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from engine.slots.header import HeaderError
+from engine.slots.kind import CallFailed
 from engine.slots.source import Source
 from workers.checkout import CheckoutError, RefusedFile, Trees, fetch, lay_out
 from workers.judge import machine
@@ -178,7 +179,11 @@ class Attempt:
     def _unit(self, trial: Trial) -> SuiteResult:
         bench = UnitBench(trial)
         try:
+            # A file that cannot even be imported is told once, and not by every test.
+            bench.host.client()
             return run_suite("unit", bench, trial)
+        except CallFailed as error:
+            return SuiteResult([status_of(error)], [reason_of(error, "unit")])
         finally:
             bench.host.discard()
 

@@ -58,7 +58,7 @@ class Hosts:
         self._current = client
         self.opened += 1
         try:
-            client.load(process.path(f"/swapbench/{side.path}"), self.threads, LOAD_SECONDS)
+            client.load(process.path(f"/swapbench/{side.path}"), self.threads, min(LOAD_SECONDS, self.call_timeout))
         except BaseException:
             self.close()
             raise
