@@ -6,6 +6,7 @@ May import safetensors, engine.bind and engine.models. Pickled checkpoints are n
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,7 +186,7 @@ def build(
     def vector(name: str) -> Tensor:
         return source.read(name).to(device=device, dtype=dtype, copy=True)
 
-    def matrix(name: str, *parts: str, bias: bool = False, scheme_name: str = "") -> Linear:
+    def matrix(name: str, *parts: str, bias: bool = False) -> Linear:
         def stacked(kind: str) -> Tensor:
             shapes = [source.shape(f"{part}.{kind}") for part in parts]
             whole = torch.empty(sum(shape[0] for shape in shapes), *shapes[0][1:], dtype=dtype, device=device)
@@ -195,7 +196,7 @@ def build(
                 start += shape[0]
             return whole
 
-        scheme = chosen.get(scheme_name or name, DENSE)
+        scheme = chosen.get(name, DENSE)
         if name == "embed" and not hasattr(scheme, "embedding"):
             scheme = DENSE
         linear = Linear(name, scheme.pack(stacked("weight")), stacked("bias") if bias else None, scheme)
@@ -227,7 +228,7 @@ def build(
     elif embed.scheme is chosen.get("embed", DENSE):
         head = embed
     else:
-        head = matrix("head", "model.embed_tokens", scheme_name="embed")
+        head = replace(embed.repacked(chosen["embed"], dtype), name="head")
     return Model(config, embed, layers, norm, head)
 
 

@@ -39,7 +39,7 @@ class ModelConfig:
     family: str = "llama"
 
     def __post_init__(self) -> None:
-        if not self.windows:
+        if not any(self.windows):
             object.__setattr__(self, "windows", (None,) * self.layers)
         for name in ("vocab", "hidden", "layers", "q_heads", "kv_heads", "head_dim", "intermediate", "context"):
             if getattr(self, name) < 1:

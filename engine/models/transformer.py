@@ -214,7 +214,8 @@ class Model:
         if self.head is not self.embed:
             head = pack(self.head)
         else:
-            head = embed if rows is None or embed is not self.embed else self.embed.repacked(rows, self.dtype)
+            own = rows is not None and embed is self.embed
+            head = replace(self.embed.repacked(rows, self.dtype), name="head") if own else embed
         return Model(self.config, embed, layers, self.norm, head)
 
 
