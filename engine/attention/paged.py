@@ -1,0 +1,397 @@
+# /// swapbench
+# kind = "attention"
+# name = "paged"
+# class = "E"
+# devices = ["cuda"]
+# dtypes = ["float32", "float16", "bfloat16"]
+# head_dims = [16, 32, 64, 128, 256]
+# deterministic = true
+# cuda_graph = true
+# needs = ["triton"]
+# summary = "Triton kernels that read pages where they lie: split over the cache for decode, tiled for prompts."
+# ///
+"""Paged attention for GPUs: nothing is gathered or repeated before it is multiplied.
+
+Three paths, chosen for each sequence by `plan`. One new token: its cache is split over several programs, whose softmaxes
+are joined afterwards (flash decoding). Long prompts without history: PyTorch's flash attention on the new keys and values.
+Everything else: tiles of queries over pages (flash attention).
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from engine.slots.attention import AttentionShape, StandardKV, StepMeta
+from engine.slots.registry import register
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the header says that it is needed; the file can still be read without it
+    triton = None
+
+LONG_PROMPT = 1024
+"""New tokens from which on a launch of flash attention for each prompt costs less than its better kernel gains."""
+
+KEYS_A_SPLIT = 256
+"""Splitting a cache finer than this costs more in joining than it gains in parallel programs."""
+
+MAX_SPLITS = 64
+
+
+@functools.cache
+def multiprocessors(device: int) -> int:
+    """The number of streaming multiprocessors."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@register("attention", "paged")
+class Paged(StandardKV):
+    """Nothing waits for the device in a pure decode step, so that it can be recorded in a CUDA graph."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+        self.tiles: Tensor | None = None
+        self.single: Tensor | None = None
+        self.whole: list[tuple[int, int]] = []
+        self.decode = True
+
+    def plan(self, meta: StepMeta) -> None:
+        """Sorts the sequences of a step into the three paths."""
+        self.decode = meta.max_q == 1
+        if self.decode:
+            return
+        bounds = meta.cu_q.tolist()
+        totals = meta.kv_len.tolist()
+        block = tile_rows(self.shape.head_dim)
+        tiles: list[tuple[int, int, int]] = []
+        single: list[int] = []
+        self.whole = []
+        for sequence, total in enumerate(totals):
+            first, last = bounds[sequence], bounds[sequence + 1]
+            new = last - first
+            if new == 1:
+                single.append(sequence)
+            elif new == total and new >= LONG_PROMPT and self.shape.window is None:
+                self.whole.append((first, last))
+            else:
+                tiles += [(total - new + start, sequence, start) for start in range(0, new, block)]
+        # The tiles with the most keys first: whoever starts last should have the least to do.
+        tiles.sort(reverse=True)
+        device = meta.cu_q.device
+        self.tiles = torch.tensor([tile[1:] for tile in tiles], dtype=torch.int32).to(device) if tiles else None
+        self.single = torch.tensor(single, dtype=torch.int32).to(device) if single else None
+
+    def write(self, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> None:
+        """Keys and values in one kernel."""
+        width = self.shape.kv_heads * self.shape.head_dim
+        write_kernel[(len(k),)](
+            k.contiguous(),
+            v.contiguous(),
+            kv,
+            meta.slot_map,
+            kv.stride(0),
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=4,
+        )
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
+        """Returns [T, q_heads, head_dim]."""
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        if self.decode:
+            self.decode_step(q, kv, meta, out, None, len(q))
+            return out
+        if self.single is not None:
+            self.decode_step(q, kv, meta, out, self.single, len(self.single))
+        if self.tiles is not None:
+            self.tile_step(q, kv, meta, out, self.tiles)
+        for first, last in self.whole:
+            queries, keys, values = (part[first:last].transpose(0, 1)[None] for part in (q, k, v))
+            out[first:last] = scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                is_causal=True,
+                scale=self.shape.scale,
+                enable_gqa=self.shape.q_heads != self.shape.kv_heads,
+            )[0].transpose(0, 1)
+        return out
+
+    def decode_step(self, q: Tensor, kv: Tensor, meta: StepMeta, out: Tensor, which: Tensor | None, count: int) -> None:
+        """One new token of `count` sequences: all in order, or those that `which` names."""
+        shape = self.shape
+        splits = split_count(count * shape.kv_heads, min(meta.max_kv, shape.window or meta.max_kv), q)
+        group = shape.q_heads // shape.kv_heads
+        partial = lse = out
+        if splits > 1:
+            partial = torch.empty((count, shape.q_heads, splits, shape.head_dim), dtype=torch.float32, device=q.device)
+            lse = torch.empty((count, shape.q_heads, splits), dtype=torch.float32, device=q.device)
+        decode_kernel[(count, shape.kv_heads, splits)](
+            q,
+            kv,
+            out,
+            partial,
+            lse,
+            meta.kv_len,
+            meta.cu_q,
+            meta.block_table,
+            meta.kv_len if which is None else which,
+            meta.block_table.stride(0),
+            kv.stride(0),
+            shape.scale * LOG2_E,
+            KV_HEADS=shape.kv_heads,
+            GROUP=group,
+            ROWS=max(16, triton.next_power_of_2(group)),
+            HEAD_DIM=shape.head_dim,
+            PAGE=meta.block_size,
+            WINDOW=shape.window or 0,
+            SPLITS=splits,
+            BLOCK=64,
+            INDEXED=which is not None,
+            num_warps=4,
+            num_stages=3,
+        )
+        if splits > 1:
+            join_kernel[(count, shape.q_heads)](
+                partial,
+                lse,
+                out,
+                meta.cu_q,
+                meta.kv_len if which is None else which,
+                Q_HEADS=shape.q_heads,
+                HEAD_DIM=shape.head_dim,
+                SPLITS=splits,
+                INDEXED=which is not None,
+                num_warps=2,
+            )
+
+    def tile_step(self, q: Tensor, kv: Tensor, meta: StepMeta, out: Tensor, tiles: Tensor) -> None:
+        """Tiles of queries, each (sequence, first of its new tokens)."""
+        shape = self.shape
+        tile_kernel[(len(tiles), shape.q_heads)](
+            q,
+            kv,
+            out,
+            tiles,
+            meta.kv_len,
+            meta.cu_q,
+            meta.block_table,
+            meta.block_table.stride(0),
+            kv.stride(0),
+            shape.scale * LOG2_E,
+            Q_HEADS=shape.q_heads,
+            KV_HEADS=shape.kv_heads,
+            HEAD_DIM=shape.head_dim,
+            PAGE=meta.block_size,
+            WINDOW=shape.window or 0,
+            ROWS=tile_rows(shape.head_dim),
+            BLOCK=64,
+            num_warps=8 if shape.head_dim >= 128 else 4,
+            num_stages=2,
+        )
+
+
+LOG2_E = 1.4426950408889634
+"""exp(x) = exp2(x * LOG2_E), and GPUs have an instruction for exp2."""
+
+
+def tile_rows(head_dim: int) -> int:
+    """Queries in a tile: as many as registers hold beside their sums."""
+    return 128 if head_dim <= 128 else 64
+
+
+def split_count(programs: int, keys: int, q: Tensor) -> int:
+    """Into how many parts, a power of two, a cache is split so that the GPU has two programs for each multiprocessor."""
+    wanted = 2 * multiprocessors(q.device.index or 0) if q.is_cuda else 16
+    splits = 1
+    while splits < MAX_SPLITS and splits * programs < wanted and splits * KEYS_A_SPLIT < keys:
+        splits *= 2
+    return splits
+
+
+if triton is not None:
+
+    @triton.jit
+    def write_kernel(k, v, kv, slots, values, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+        """All heads of one token. `values`: distance from keys to values in the cache."""
+        token = tl.program_id(0).to(tl.int64)
+        at = tl.arange(0, BLOCK)
+        inside = at < WIDTH
+        to = kv + tl.load(slots + token) * WIDTH + at
+        tl.store(to, tl.load(k + token * WIDTH + at, mask=inside).to(kv.dtype.element_ty), mask=inside)
+        tl.store(to + values, tl.load(v + token * WIDTH + at, mask=inside).to(kv.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def decode_kernel(
+        q,
+        kv,
+        out,
+        partial,
+        lse,
+        kv_len,
+        cu_q,
+        table,
+        which,
+        table_width,
+        values,
+        scale,
+        KV_HEADS: tl.constexpr,
+        GROUP: tl.constexpr,
+        ROWS: tl.constexpr,
+        HEAD_DIM: tl.constexpr,
+        PAGE: tl.constexpr,
+        WINDOW: tl.constexpr,
+        SPLITS: tl.constexpr,
+        BLOCK: tl.constexpr,
+        INDEXED: tl.constexpr,
+    ):
+        """The query heads of one key/value head of one sequence, over one part of its cache."""
+        index = tl.program_id(0)
+        head = tl.program_id(1)
+        split = tl.program_id(2)
+        sequence = index
+        token = index
+        if INDEXED:
+            sequence = tl.load(which + index)
+            token = tl.load(cu_q + sequence)
+        total = tl.load(kv_len + sequence)
+        first = 0
+        if WINDOW > 0:
+            first = tl.maximum(total - WINDOW, 0)
+        part = tl.cdiv(tl.cdiv(total - first, SPLITS), BLOCK) * BLOCK
+        low = first + split * part
+        high = tl.minimum(low + part, total)
+
+        row = tl.arange(0, ROWS)
+        channel = tl.arange(0, HEAD_DIM)
+        at = (token.to(tl.int64) * KV_HEADS + head) * GROUP * HEAD_DIM
+        queries = tl.load(q + at + row[:, None] * HEAD_DIM + channel[None, :], mask=(row < GROUP)[:, None], other=0.0)
+        best = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+        norm = tl.zeros((ROWS,), dtype=tl.float32)
+        total_out = tl.zeros((ROWS, HEAD_DIM), dtype=tl.float32)
+        for start in range(low, high, BLOCK):
+            position = start + tl.arange(0, BLOCK)
+            known = position < high
+            page = tl.load(table + sequence.to(tl.int64) * table_width + position // PAGE, mask=known, other=0)
+            slot = page.to(tl.int64) * PAGE + position % PAGE
+            where = kv + (slot * KV_HEADS + head)[:, None] * HEAD_DIM + channel[None, :]
+            keys = tl.load(where, mask=known[:, None], other=0.0)
+            scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+            scores = tl.where(known[None, :], scores, float("-inf"))
+            higher = tl.maximum(best, tl.max(scores, 1))
+            weights = tl.exp2(scores - higher[:, None])
+            fade = tl.exp2(best - higher)
+            norm = norm * fade + tl.sum(weights, 1)
+            rows = tl.load(where + values, mask=known[:, None], other=0.0)
+            total_out = total_out * fade[:, None] + tl.dot(weights.to(rows.dtype), rows, input_precision="ieee")
+            best = higher
+        real = (row < GROUP)[:, None]
+        if SPLITS == 1:
+            result = total_out / norm[:, None]
+            tl.store(out + at + row[:, None] * HEAD_DIM + channel[None, :], result.to(out.dtype.element_ty), mask=real)
+        else:
+            # A part without keys weighs nothing: its sum is zero, and must not be divided by zero.
+            empty = norm == 0.0
+            result = total_out / tl.where(empty, 1.0, norm)[:, None]
+            line = ((index.to(tl.int64) * KV_HEADS + head) * GROUP + row) * SPLITS + split
+            tl.store(partial + line[:, None] * HEAD_DIM + channel[None, :], result, mask=real)
+            weight = tl.where(empty, float("-inf"), best + tl.log2(tl.where(empty, 1.0, norm)))
+            tl.store(lse + line, weight, mask=row < GROUP)
+
+    @triton.jit
+    def join_kernel(
+        partial,
+        lse,
+        out,
+        cu_q,
+        which,
+        Q_HEADS: tl.constexpr,
+        HEAD_DIM: tl.constexpr,
+        SPLITS: tl.constexpr,
+        INDEXED: tl.constexpr,
+    ):
+        """The parts of one query head of one sequence, weighted by what they hold of the softmax's sum."""
+        index = tl.program_id(0)
+        head = tl.program_id(1)
+        token = index
+        if INDEXED:
+            token = tl.load(cu_q + tl.load(which + index))
+        split = tl.arange(0, SPLITS)
+        channel = tl.arange(0, HEAD_DIM)
+        line = (index.to(tl.int64) * Q_HEADS + head) * SPLITS + split
+        weight = tl.load(lse + line)
+        weight = tl.exp2(weight - tl.max(weight, 0))
+        parts = tl.load(partial + line[:, None] * HEAD_DIM + channel[None, :])
+        result = tl.sum(parts * weight[:, None], 0) / tl.sum(weight, 0)
+        at = (token.to(tl.int64) * Q_HEADS + head) * HEAD_DIM
+        tl.store(out + at + channel, result.to(out.dtype.element_ty))
+
+    @triton.jit
+    def tile_kernel(
+        q,
+        kv,
+        out,
+        tiles,
+        kv_len,
+        cu_q,
+        table,
+        table_width,
+        values,
+        scale,
+        Q_HEADS: tl.constexpr,
+        KV_HEADS: tl.constexpr,
+        HEAD_DIM: tl.constexpr,
+        PAGE: tl.constexpr,
+        WINDOW: tl.constexpr,
+        ROWS: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        """ROWS queries of one head over the pages that they see."""
+        sequence = tl.load(tiles + tl.program_id(0) * 2)
+        start = tl.load(tiles + tl.program_id(0) * 2 + 1)
+        head = tl.program_id(1)
+        kv_head = head // (Q_HEADS // KV_HEADS)
+        begin = tl.load(cu_q + sequence)
+        new = tl.load(cu_q + sequence + 1) - begin
+        total = tl.load(kv_len + sequence)
+
+        row = start + tl.arange(0, ROWS)
+        asked = total - new + row
+        channel = tl.arange(0, HEAD_DIM)
+        at = ((begin + row).to(tl.int64) * Q_HEADS + head) * HEAD_DIM
+        real = (row < new)[:, None]
+        queries = tl.load(q + at[:, None] + channel[None, :], mask=real, other=0.0)
+        low = 0
+        if WINDOW > 0:
+            low = tl.maximum(total - new + start - WINDOW + 1, 0) // BLOCK * BLOCK
+        high = tl.minimum(total - new + start + ROWS, total)
+        best = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+        norm = tl.zeros((ROWS,), dtype=tl.float32)
+        total_out = tl.zeros((ROWS, HEAD_DIM), dtype=tl.float32)
+        for at_key in range(low, high, BLOCK):
+            position = at_key + tl.arange(0, BLOCK)
+            known = position < high
+            page = tl.load(table + sequence.to(tl.int64) * table_width + position // PAGE, mask=known, other=0)
+            slot = page.to(tl.int64) * PAGE + position % PAGE
+            where = kv + (slot * KV_HEADS + kv_head)[:, None] * HEAD_DIM + channel[None, :]
+            keys = tl.load(where, mask=known[:, None], other=0.0)
+            scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+            seen = known[None, :] & (position[None, :] <= asked[:, None])
+            if WINDOW > 0:
+                seen = seen & (position[None, :] > asked[:, None] - WINDOW)
+            scores = tl.where(seen, scores, float("-inf"))
+            higher = tl.maximum(best, tl.max(scores, 1))
+            # A row that has seen nothing yet has no maximum; infinity minus infinity would be NaN.
+            base = tl.where(higher == float("-inf"), 0.0, higher)
+            weights = tl.exp2(scores - base[:, None])
+            fade = tl.exp2(best - base)
+            norm = norm * fade + tl.sum(weights, 1)
+            rows = tl.load(where + values, mask=known[:, None], other=0.0)
+            total_out = total_out * fade[:, None] + tl.dot(weights.to(rows.dtype), rows, input_precision="ieee")
+            best = higher
+        result = total_out / tl.where(norm == 0.0, 1.0, norm)[:, None]
+        tl.store(out + at[:, None] + channel[None, :], result.to(out.dtype.element_ty), mask=real)
