@@ -17,6 +17,7 @@ false discovery more frequent (Fisher, The Design of Experiments, 1935; Rosenbau
     contention.py    whether something else disturbed a pair
     roofline.py      what no machine can do
     calibration.py   floors, false-gate rate and detectable effect from pairs of the same code
+    simulation.py    noise as machines make it, to try the rule on
 """
 
 from workers.statistics.calibration import (
@@ -27,6 +28,7 @@ from workers.statistics.calibration import (
     false_gate_rate,
     floor_from_aa,
     gate_power,
+    loss_power,
 )
 from workers.statistics.contention import Observation, Thresholds, contended, may_repeat
 from workers.statistics.proportions import clopper_pearson, wilson
@@ -74,6 +76,7 @@ __all__ = [
     "impossible",
     "look_levels",
     "looks_within",
+    "loss_power",
     "may_repeat",
     "percent",
     "pocock_like",

@@ -6,6 +6,7 @@ in LePage & Billard, Exploring the Limits of Bootstrap, 1992). The real rule dec
 """
 
 import math
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -102,15 +103,19 @@ def gate_power(
     rule: Rule, bank: LogRatios, gain: float, attempts: int = 400, seed: int = 0, block: int = BLOCK
 ) -> Rate:
     """How often the rule gates, through confirmation, a head that is faster by the fraction `gain` in every case."""
-    planted = bank.times(1 + gain)
-    length = rule.looks[-1] + rule.confirm_pairs
-    index = _block_indices(np.random.default_rng(seed), len(bank), length, attempts, block)
-    hits = sum(attempt_from(rule, LogRatios(bank.cases, planted.values[rows])).gates for rows in index)
-    return Rate.of(hits, attempts)
+    return Rate.of(sum(decision.gates for decision in _resampled(rule, bank, gain, attempts, seed, block)), attempts)
+
+
+def loss_power(
+    rule: Rule, bank: LogRatios, loss: float, attempts: int = 400, seed: int = 0, block: int = BLOCK
+) -> Rate:
+    """How often the rule says "slower" of a head that has lost the fraction `loss` of its speed in every case."""
+    decisions = _resampled(rule, bank, -loss, attempts, seed, block)
+    return Rate.of(sum(decision.kind == "slower" for decision in decisions), attempts)
 
 
 def detectable_effect(
-    rule: Rule, bank: LogRatios, power: float = 0.9, attempts: int = 400, seed: int = 0, largest: float = 1.0
+    rule: Rule, bank: LogRatios, power: float = 0.9, attempts: int = 300, seed: int = 0, largest: float = 0.5
 ) -> float | None:
     """The smallest gain, to a tenth of itself, that the rule gates with at least `power`; None if not even `largest`.
 
@@ -132,6 +137,13 @@ def detectable_effect(
         else:
             low = middle
     return high
+
+
+def _resampled(rule: Rule, bank: LogRatios, gain: float, attempts: int, seed: int, block: int) -> Iterator[Decision]:
+    planted = bank.times(1 + gain)
+    length = rule.looks[-1] + rule.confirm_pairs
+    for rows in _block_indices(np.random.default_rng(seed), len(bank), length, attempts, block):
+        yield attempt_from(rule, LogRatios(bank.cases, planted.values[rows]))
 
 
 def _block_indices(

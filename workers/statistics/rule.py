@@ -120,7 +120,7 @@ class CaseResult(msgspec.Struct, frozen=True):
 class Decision(msgspec.Struct, frozen=True):
     """What the pairs say. `why` is a sentence for a person; only a decision with `gates` may let anything through.
 
-    `estimate` and `cases` are what may be published: of "faster" and of what confirmation refused from the fresh pairs alone, else from all.
+    `estimate` and `cases` may be published, except of a gain that is still to be confirmed: after `confirm` they come from the fresh pairs alone.
     `pairs` and `fresh` count the pairs before and in confirmation. `p` is one-sided, for "faster", at the last look or, after
     confirmation, of the fresh pairs. "slower" with `blocked_by` means: faster over all, but these cases lost more
     than their floor. `next_look` is the number of pairs at which the rule decides again.
@@ -149,7 +149,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `alpha`: of this try (`alpha_for_try`). `relevance`: gains below it are not worth a merge, losses below it are no reason to fail.
     `equivalence`: the largest difference that "no difference" may leave possible; what a machine class can resolve. `bias`: the gain
     that identical code may show on this machine class; a gain is tested against it. `floors`: per case, the loss that identical
-    code may show; `floor` for cases that are not listed. `futility`: the chance of a confirmed gain below which it stops.
+    code may show; `floor` for cases that are not listed. `futility`: the chance of a confirmed gain below which it stops, unless the chance of a clear
+    loss is at least `curiosity`: who made something slower should hear it.
 
     Confirmation has the level 0.10, not a smaller one, on purpose: of 8 pairs that is the largest sum of ranks against the
     gain that still forgives one burst of any size, which on a shared machine decides more than all else (benchmarks/statistics_power.py).
@@ -168,6 +169,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     floor: float = 0.03
     floors: dict[str, float] = {}
     futility: float = 0.10
+    curiosity: float = 0.3
     level: float = 0.95
 
     def __post_init__(self) -> None:
@@ -176,9 +178,19 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("alpha", "confirm_alpha", "slower_alpha", "case_alpha", "level"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1; got {getattr(self, name)}.")
-        shares = [self.relevance, self.equivalence, self.bias, self.floor, self.futility, *self.floors.values()]
+        shares = [
+            self.relevance,
+            self.equivalence,
+            self.bias,
+            self.floor,
+            self.futility,
+            self.curiosity,
+            *self.floors.values(),
+        ]
         if not all(0 <= share < 1 for share in shares):
-            raise ValueError("relevance, equivalence, bias, futility and floors are fractions: at least 0 and below 1.")
+            raise ValueError(
+                "relevance, equivalence, bias, futility, curiosity and floors are fractions: at least 0 and below 1."
+            )
 
     @property
     def gate_levels(self) -> dict[int, float]:
@@ -218,8 +230,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return self._without_gain(
                 logs, whole, p, f"a gain of {percent(self.relevance)} is ruled out by {count} pairs"
             )
-        chance = self._chance_of_gain(gate)
-        if chance < self.futility:
+        if self._chance_of_gain(gate) < self.futility and self._chance_of_loss(gate) < self.curiosity:
             return self._without_gain(logs, whole, p, f"no gain in sight after {count} pairs")
         upcoming = next(look for look in self.looks if look > count)
         why = f"not clear after {count} pairs: {whole}, {_p(p)}; on to {upcoming}"
@@ -285,23 +296,25 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return dict(zip(logs.cases, holm(ps), strict=True))
 
     def _chance_of_gain(self, gate: Floats) -> float:
-        """The chance that the last look finds a gain and fresh pairs confirm it, if the trend so far is the truth.
-
-        Conditional power under the current trend (Lan, Simon & Halperin, Sequential Analysis 1, 1982; in B-values: Proschan, Lan & Wittes,
-        Statistical Monitoring of Clinical Trials, 2006, ch. 3), Z being the normal score of the exact mid-p-value.
-        """
+        """The chance that the last look finds a gain and fresh pairs confirm it, if the trend so far is the truth."""
         normal = NormalDist()
-        last = self.looks[-1]
-        level = self.gate_levels.get(last, 0.0)
-        if level <= 0:
-            return 0.0
-        shift = math.log1p(self.bias)
-        mid = (sign_flip_p(gate, shift) + 1 - sign_flip_p(-gate, -shift)) / 2
-        z = normal.inv_cdf(1 - min(max(mid, 1e-12), 1 - 1e-12))
-        fraction = len(gate) / last
-        found = normal.cdf((z / math.sqrt(fraction) - normal.inv_cdf(1 - level)) / math.sqrt(1 - fraction))
+        z = _normal_score(gate - math.log1p(self.bias))
+        found = self._chance_at_last_look(z, len(gate), self.gate_levels.get(self.looks[-1], 0.0))
         again = normal.cdf(z * math.sqrt(self.confirm_pairs / len(gate)) - normal.inv_cdf(1 - self.confirm_alpha))
         return found * again
+
+    def _chance_of_loss(self, gate: Floats) -> float:
+        """The chance that the last look finds a loss, if the trend so far is the truth."""
+        return self._chance_at_last_look(_normal_score(-gate), len(gate), self.slower_levels[self.looks[-1]])
+
+    def _chance_at_last_look(self, z: float, count: int, level: float) -> float:
+        # Conditional power under the current trend: Lan, Simon & Halperin, Sequential Analysis 1, 1982; in B-values: Proschan, Lan &
+        # Wittes, Statistical Monitoring of Clinical Trials, 2006, ch. 3.
+        if level <= 0:
+            return 0.0
+        normal = NormalDist()
+        fraction = count / self.looks[-1]
+        return normal.cdf((z / math.sqrt(fraction) - normal.inv_cdf(1 - level)) / math.sqrt(1 - fraction))
 
     def _without_gain(
         self, logs: LogRatios, whole: Estimate, p: float, lead: str, before: LogRatios | None = None
@@ -355,6 +368,12 @@ def looks_within(pairs: int, looks: Sequence[int] = LOOKS) -> tuple[int, ...]:
     if not fitting or fitting[-1] == pairs:
         return fitting or (pairs,)
     return (*fitting, pairs) if pairs > looks[-1] else (*fitting[:-1], pairs)
+
+
+def _normal_score(gate: Floats) -> float:
+    """Z of the exact mid-p-value of "the log-ratios lie above 0"."""
+    mid = (sign_flip_p(gate) + 1 - sign_flip_p(-gate)) / 2
+    return NormalDist().inv_cdf(1 - min(max(mid, 1e-12), 1 - 1e-12))
 
 
 def _p(p: float) -> str:

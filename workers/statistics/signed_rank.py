@@ -87,7 +87,7 @@ def estimate(logs: Sequence[float] | Floats, level: float = 0.95) -> Estimate:
 
 def walsh_averages(x: Floats) -> Floats:
     """The averages of all pairs of elements, each with itself too: [..., n] gives [..., n (n + 1) / 2], unsorted."""
-    first, second = np.triu_indices(x.shape[-1])
+    first, second = _triangle(x.shape[-1])
     averages: Floats = 0.5 * (x[..., first] + x[..., second])
     return averages
 
@@ -104,6 +104,11 @@ def attainable(pairs: int, level: float) -> float:
     return float(below[0]) if below.size else 0.0
 
 
+@lru_cache(maxsize=256)
+def _triangle(size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    return np.triu_indices(size)
+
+
 @lru_cache(maxsize=4096)
 def _tail(doubled_scores: tuple[int, ...]) -> Floats:
     # Half of all flips give the score and half do not: one convolution per pair (the generating function in Hollander & Wolfe,
@@ -118,9 +123,9 @@ def _tail(doubled_scores: tuple[int, ...]) -> Floats:
 
 def _doubled_scores(differences: Floats) -> tuple[tuple[int, ...], int]:
     sizes = np.abs(differences)
-    _, inverse, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    scores = (2 * last - counts + 1)[inverse]
+    ordered = np.sort(sizes)
+    # Twice the mean of the ranks that a tie takes up.
+    scores = np.searchsorted(ordered, sizes, "left") + np.searchsorted(ordered, sizes, "right") + 1
     scores[sizes == 0] = 0
     return tuple(sorted(scores.tolist())), int(scores[differences > 0].sum())
 
