@@ -42,6 +42,7 @@ NUMBERS = {
     "fsmount": (432, 432),
     "fsopen": (430, 430),
     "init_module": (175, 105),
+    "inotify_init1": (294, 26),
     "io_uring_setup": (425, 425),
     "kcmp": (312, 272),
     "kexec_file_load": (320, 294),
@@ -372,6 +373,7 @@ simple("adjtimex", "adjtimex", ctypes.addressof(ctypes.create_string_buffer(256)
 simple("syslog", "syslog", 3, 0, 0)
 simple("quotactl", "quotactl", 0, 0, 0, 0)
 simple("fanotify", "fanotify_init", 0, 0)
+simple("inotify", "inotify_init1", 0)
 simple("move_pages", "move_pages", 0, 0, 0, 0, 0, 0)
 simple("vhangup", "vhangup")
 if X86:
@@ -387,6 +389,14 @@ def input_pushed_to_a_terminal() -> str:
 
     fcntl.ioctl(0, 0x5412, b"x")
     return "pushed"
+
+
+@probe
+def watch_on_a_bound_folder() -> str:
+    import fcntl
+
+    fcntl.fcntl(os.open("/usr", os.O_RDONLY), 1026, 1)
+    return "watching"
 
 
 @probe

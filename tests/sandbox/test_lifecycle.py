@@ -205,6 +205,15 @@ def test_bind_that_does_not_exist_is_the_sandbox_s_error(strongest: str) -> None
         sandbox.spawn(Confinement(argv=("/usr/bin/true",), readonly={"/absent/folder": "/x"}), strongest)
 
 
+def test_bind_that_the_host_s_uid_may_not_read_is_named(strongest: str, tmp_path: Path) -> None:
+    if strongest == "user":
+        pytest.xfail("without root the host reads what the worker reads")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(SandboxError, match=f"uid 61000 may not read it; make it readable for others .{closed}"):
+        sandbox.spawn(Confinement(argv=("/usr/bin/true",), readonly={str(closed): "/x"}), strongest)
+
+
 def test_missing_bubblewrap_is_said_with_the_command_that_mends_it(
     strongest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

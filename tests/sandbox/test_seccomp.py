@@ -119,6 +119,13 @@ def test_terminals_can_not_be_typed_into(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+def test_folders_can_not_be_watched(machine: str) -> None:
+    assert decide(machine, "fcntl", 5, 1026) == EPERM
+    assert decide(machine, "fcntl", 5, 1030) == ALLOW
+    assert decide(machine, "inotify_init1") == EPERM
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_ordinary_calls_are_allowed(machine: str) -> None:
     read, write, exit_group, futex = {"x86_64": (0, 1, 231, 202), "aarch64": (63, 64, 94, 98)}[machine]
     for number in (read, write, exit_group, futex):

@@ -69,6 +69,7 @@ def _enter(plan: "dict[str, Any]") -> None:
         if plan["given_namespace"]:
             os.dup2(_user_namespace(plan["uid"], plan["inside_uid"]), plan["places"]["userns"], inheritable=True)
         _become(plan["uid"])
+        _may_read(plan["binds"], plan["uid"])
         # A change of uid clears the death signal.
         _die_with(plan["parent"])
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
@@ -78,6 +79,12 @@ def _become(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
+
+
+def _may_read(binds: "list[tuple[str, str]]", uid: int) -> None:
+    for source, target in binds:
+        if not os.access(target, os.R_OK | (os.X_OK if os.path.isdir(target) else 0)):
+            raise OSError(errno.EACCES, f"uid {uid} may not read it; make it readable for others", source)
 
 
 def _user_namespace(uid: int, inside: int) -> int:

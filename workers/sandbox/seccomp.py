@@ -36,6 +36,7 @@ _X32_BIT = 0x40000000
 _NAMESPACE_FLAGS = 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000
 _AF_UNIX = 1
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_F_NOTIFY = 1026
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
 _PERSONALITY_QUERY = 0xFFFFFFFF
 
@@ -60,6 +61,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "delete_module": (176, 106),
     "fanotify_init": (300, 262),
     "fanotify_mark": (301, 263),
+    "fcntl": (72, 25),
     "finit_module": (313, 273),
     "fsconfig": (431, 431),
     "fsmount": (432, 432),
@@ -67,6 +69,10 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "fspick": (433, 433),
     "get_kernel_syms": (177, None),
     "init_module": (175, 105),
+    # A watch on a bound file tells when others on the machine read it.
+    "inotify_add_watch": (254, 27),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
@@ -133,7 +139,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
 }
 
 # Judged by their arguments below, so not refused as such.
-_BY_ARGUMENT = frozenset({"clone", "ioctl", "mknod", "mknodat", "personality", "socket", "socketpair"})
+_BY_ARGUMENT = frozenset({"clone", "fcntl", "ioctl", "mknod", "mknodat", "personality", "socket", "socketpair"})
 # Memory that no rlimit counts (it belongs to a file, not to a process): refused only where no memory cgroup counts it.
 MEMORY_FILES = frozenset({"memfd_create", "shmget"})
 _ENOSYS = frozenset({"clone3", "io_uring_enter", "io_uring_register", "io_uring_setup"})
@@ -184,6 +190,7 @@ def program(machine: str | None = None, *, deny: Iterable[str] = ()) -> bytes:
         code += _when(number[name], [_argument(0), *_unless_equal(_AF_UNIX, eperm)])
     code += _when(number["personality"], [_argument(0), *_unless_equal(_PERSONALITY_QUERY, eperm)])
     code += _when(number["ioctl"], [_argument(1), *_if_equal(_TIOCSTI, eperm), *_if_equal(_TIOCLINUX, eperm)])
+    code += _when(number["fcntl"], [_argument(1), *_if_equal(_F_NOTIFY, eperm)])
     for name, argument in (("mknod", 1), ("mknodat", 2)):
         if name in number:
             kinds = [*_if_equal(_S_IFCHR, eperm), *_if_equal(_S_IFBLK, eperm)]
