@@ -79,17 +79,19 @@ class Sample:
 
 
 SAMPLES = [
-    Sample(1, "Attention without a materialised KV repeat", "alice", "attention", "varlen-grouped", effect=0.34, hours_ago=26, summary="Correct in every test, and 34 % faster than the default over 5 cases.", quality=(("delta_ppl", 0.00002), ("mean_kl", 0.0000021), ("top1", 0.9997))),
-    Sample(2, "Same attention, other names", "bob", "attention", "varlen-renamed", effect=0.001, speed="no_difference", hours_ago=25, summary="Correct; no difference in speed to the default was found.", quality=(("delta_ppl", 0.0), ("mean_kl", 0.0), ("top1", 1.0))),
-    Sample(3, "Tile the causal mask", "charlie", "attention", "tiled-mask", status="failed", speed="not_measured", hours_ago=22, summary="It sees the future: changing token 7 changed the output at position 6.", failing="sees no future token", reason=Reason("sees-the-future", "Changing the token at position 7 changed the output at position 6.", "unit", "prefill b1 x 17, d32", (6, 0, 3), 0.4121, 0.3987, "Compare key position <= query position, not < query position + 2.", "swapbench check --suite unit --base 3f1c0a9d2b47")),
-    Sample(4, "Recompute scores to save memory", "bob", "attention", "recompute", effect=-0.14, status="failed", speed="slower", hours_ago=20, summary="Correct, but 14 % slower than the default.", quality=(("delta_ppl", 0.00001), ("mean_kl", 0.0000019), ("top1", 0.9998)), reason=Reason("slower", "It is 14.0 % slower than the default over all cases, 95 % interval -15.9 to -12.2 %.", "performance", next_step="Look at the decode cases, where most of the time is lost.")),
-    Sample(5, "Int8 weights, one scale per channel", "alice", "quantization", "int8-channel", "Q8", effect=0.21, hours_ago=18, summary="Meets Q8 and is 21 % faster than the default, at 8.1 bits per weight.", quality=(("delta_ppl", 0.0031), ("mean_kl", 0.0024), ("top1", 0.9912)), figures=(("bits per weight", 8.06), ("memory ratio", 0.506))),
-    Sample(6, "Int4 weights, group of 64", "charlie", "quantization", "int4-group64", "Q8", status="failed", speed="not_measured", hours_ago=15, summary="Too coarse for Q8; it meets Q4.", quality=(("delta_ppl", 0.0418), ("mean_kl", 0.0437), ("top1", 0.9511)), figures=(("bits per weight", 4.25),), failing="KL divergence within the class", reason=Reason("quality", "Mean KL is 0.0437 nat; class Q8 allows 0.01. It meets the limits of Q4.", "integration", next_step="Declare class Q4 in the header, or use smaller groups.")),
-    Sample(7, "Fused RMSNorm", "alice", "normalization", "fused-rms", effect=0.052, hours_ago=12, summary="Correct, and 5.2 % faster than the default over 3 cases."),
-    Sample(8, "Keep the results of earlier calls", "mallory", "attention", "replay", status="tampered", speed="not_measured", hours_ago=9, summary="It answered before the output was written.", reason=Reason("early-acknowledgement", "The output still held the judge's poison when the host said that it was done.", "performance", "decode b16, kv 1024, d64", next_step="Write the whole output before forward returns.")),
-    Sample(9, "SiLU with a polynomial", "bob", "activation", "poly-silu", effect=0.018, status="inconclusive", speed="inconclusive", hours_ago=6, summary="Correct; the machine was too noisy to tell the speed."),
-    Sample(10, "Attention in one pass over pages", "bob", "attention", "paged-onepass", effect=0.31, hours_ago=4, summary="Correct in every test, and 31 % faster than the default over 5 cases.", quality=(("delta_ppl", 0.00003), ("mean_kl", 0.0000024), ("top1", 0.9996))),
-    Sample(11, "Int8 weights with outlier columns", "bob", "quantization", "int8-outlier", "Q8", effect=0.12, hours_ago=3, summary="Meets Q8 and is 12 % faster than the default, at 8.4 bits per weight.", quality=(("delta_ppl", 0.0012), ("mean_kl", 0.0009), ("top1", 0.9952)), figures=(("bits per weight", 8.41), ("memory ratio", 0.528))),
+    Sample(1, "Attention that skips empty pages", "dave", "attention", "skip-empty", effect=0.08, hours_ago=48, summary="Correct in every test, and 8 % faster than the default over 5 cases.", quality=(("delta_ppl", 0.00001), ("mean_kl", 0.0000018), ("top1", 0.9998))),
+    Sample(2, "Decode grouped by page table", "charlie", "attention", "decode-grouped", effect=0.17, hours_ago=37, summary="Correct in every test, and 17 % faster than the default over 5 cases.", quality=(("delta_ppl", 0.00002), ("mean_kl", 0.000002), ("top1", 0.9997))),
+    Sample(3, "Attention without a materialised KV repeat", "alice", "attention", "varlen-grouped", effect=0.34, hours_ago=26, summary="Correct in every test, and 34 % faster than the default over 5 cases.", quality=(("delta_ppl", 0.00002), ("mean_kl", 0.0000021), ("top1", 0.9997))),
+    Sample(4, "Same attention, other names", "bob", "attention", "varlen-renamed", effect=0.001, speed="no_difference", hours_ago=25, summary="Correct; no difference in speed to the default was found.", quality=(("delta_ppl", 0.0), ("mean_kl", 0.0), ("top1", 1.0))),
+    Sample(5, "Tile the causal mask", "charlie", "attention", "tiled-mask", status="failed", speed="not_measured", hours_ago=22, summary="It sees the future: changing token 7 changed the output at position 6.", failing="sees no future token", reason=Reason("sees-the-future", "Changing the token at position 7 changed the output at position 6.", "unit", "prefill b1 x 17, d32", (6, 0, 3), 0.4121, 0.3987, "Compare key position <= query position, not < query position + 2.", "swapbench check --suite unit --base 3f1c0a9d2b47")),
+    Sample(6, "Recompute scores to save memory", "bob", "attention", "recompute", effect=-0.14, status="failed", speed="slower", hours_ago=20, summary="Correct, but 14 % slower than the default.", quality=(("delta_ppl", 0.00001), ("mean_kl", 0.0000019), ("top1", 0.9998)), reason=Reason("slower", "It is 14.0 % slower than the default over all cases, 95 % interval -15.9 to -12.2 %.", "performance", next_step="Look at the decode cases, where most of the time is lost.")),
+    Sample(7, "Int8 weights, one scale per channel", "alice", "quantization", "int8-channel", "Q8", effect=0.21, hours_ago=18, summary="Meets Q8 and is 21 % faster than the default, at 8.1 bits per weight.", quality=(("delta_ppl", 0.0031), ("mean_kl", 0.0024), ("top1", 0.9912)), figures=(("bits per weight", 8.06), ("memory ratio", 0.506))),
+    Sample(8, "Int4 weights, group of 64", "charlie", "quantization", "int4-group64", "Q8", status="failed", speed="not_measured", hours_ago=15, summary="Too coarse for Q8; it meets Q4.", quality=(("delta_ppl", 0.0418), ("mean_kl", 0.0437), ("top1", 0.9511)), figures=(("bits per weight", 4.25),), failing="KL divergence within the class", reason=Reason("quality", "Mean KL is 0.0437 nat; class Q8 allows 0.01. It meets the limits of Q4.", "integration", next_step="Declare class Q4 in the header, or use smaller groups.")),
+    Sample(9, "Fused RMSNorm", "alice", "normalization", "fused-rms", effect=0.052, hours_ago=12, summary="Correct, and 5.2 % faster than the default over 3 cases."),
+    Sample(10, "Keep the results of earlier calls", "mallory", "attention", "replay", status="tampered", speed="not_measured", hours_ago=9, summary="It answered before the output was written.", reason=Reason("early-acknowledgement", "The output still held the judge's poison when the host said that it was done.", "performance", "decode b16, kv 1024, d64", next_step="Write the whole output before forward returns.")),
+    Sample(11, "SiLU with a polynomial", "bob", "activation", "poly-silu", effect=0.018, status="inconclusive", speed="inconclusive", hours_ago=6, summary="Correct; the machine was too noisy to tell the speed."),
+    Sample(12, "Attention in one pass over pages", "bob", "attention", "paged-onepass", effect=0.31, hours_ago=4, summary="Correct in every test, and 31 % faster than the default over 5 cases.", quality=(("delta_ppl", 0.00003), ("mean_kl", 0.0000024), ("top1", 0.9996))),
+    Sample(13, "Int8 weights with outlier columns", "bob", "quantization", "int8-outlier", "Q8", effect=0.12, hours_ago=3, summary="Meets Q8 and is 12 % faster than the default, at 8.4 bits per weight.", quality=(("delta_ppl", 0.0012), ("mean_kl", 0.0009), ("top1", 0.9952)), figures=(("bits per weight", 8.41), ("memory ratio", 0.528))),
 ]  # fmt: skip
 
 
@@ -281,39 +283,39 @@ def fill() -> dict[int, Submission]:
         finish(submission, sample)
     branch = BranchState.objects.create(forge=FORGE, name=settings.SWAPBENCH_BRANCH, tip_sha=sha("tip"), ticked_at=timezone.now())
     now = timezone.now()
-    for number, hours in ((1, 25.5), (5, 17.5), (7, 11.5)):
+    for number, hours in ((1, 47.5), (2, 36.5), (3, 25.5), (7, 17.5), (9, 11.5)):
         enqueue(branch, made[number], QueueEntry.State.MERGED, "Merged: the exact merge result passed.", now - timedelta(hours=hours))
-    building = enqueue(branch, made[10], QueueEntry.State.BUILDING, "Its merge result is being tested.")
-    enqueue(branch, made[11], QueueEntry.State.WAITING, "Waits for 1 approval by a maintainer.")
+    building = enqueue(branch, made[12], QueueEntry.State.BUILDING, "Its merge result is being tested.")
+    enqueue(branch, made[13], QueueEntry.State.WAITING, "Waits for 1 approval by a maintainer.")
     build = Build.objects.create(branch=branch, base_sha=sha("tip"), merge_sha=sha("build"), sentence="Functional suites are running.")
     build.entries.add(building)
     Attempt.objects.create(build=build, suite_version=SUITE, machine_class=MACHINE, suites=["unit", "integration"], token=sha("t") + "0" * 24)
 
-    running = Sample(12, "Sliding window over pages", "alice", "attention", "window-pages", hours_ago=0.05)
-    made[12] = submit(running, state=Submission.State.JUDGING)
-    attempt = start(made[12])
-    waiting = Sample(13, "GELU by table", "charlie", "activation", "table-gelu", hours_ago=0.02)
-    made[13] = submit(waiting, state=Submission.State.JUDGING)
-    Attempt.objects.create(submission=made[13], suite_version=SUITE, machine_class=MACHINE, token=sha("w") + "0" * 24)
-    outside = Sample(14, "Speed up the scheduler", "charlie", "attention", "scheduler", hours_ago=2)
-    made[14] = submit(outside, state=Submission.State.WAITING)
-    Submission.objects.filter(pk=made[14].pk).update(
+    running = Sample(14, "Sliding window over pages", "alice", "attention", "window-pages", hours_ago=0.05)
+    made[14] = submit(running, state=Submission.State.JUDGING)
+    attempt = start(made[14])
+    waiting = Sample(15, "GELU by table", "charlie", "activation", "table-gelu", hours_ago=0.02)
+    made[15] = submit(waiting, state=Submission.State.JUDGING)
+    Attempt.objects.create(submission=made[15], suite_version=SUITE, machine_class=MACHINE, token=sha("w") + "0" * 24)
+    outside = Sample(16, "Speed up the scheduler", "charlie", "attention", "scheduler", hours_ago=2)
+    made[16] = submit(outside, state=Submission.State.WAITING)
+    Submission.objects.filter(pk=made[16].pk).update(
         files=[], outside=[{"path": "engine/runner/scheduler.py", "status": "modified", "why": "It is no slot file."}],
         approval_needed=True,
         reasons=[{"code": "outside-slots", "sentence": "It changes 1 file outside the slots.", "next_step": "A maintainer decides whether it is judged.", "path": "engine/runner/scheduler.py"}],
     )  # fmt: skip
-    lying = Sample(15, "Header without a class", "dave", "attention", "headerless", hours_ago=1.5)
-    made[15] = submit(lying, state=Submission.State.REFUSED)
-    Submission.objects.filter(pk=made[15].pk).update(
+    lying = Sample(17, "Header without a class", "dave", "attention", "headerless", hours_ago=1.5)
+    made[17] = submit(lying, state=Submission.State.REFUSED)
+    Submission.objects.filter(pk=made[17].pk).update(
         files=[], reasons=[{"code": "header", "sentence": "engine/attention/headerless.py has no “class” in its header.", "next_step": 'Add class = "E" (or Q8, Q4, S) to the header.', "path": "engine/attention/headerless.py"}]
     )  # fmt: skip
-    lost = Sample(16, "Norm in blocks of 8", "dave", "normalization", "blocked-norm", hours_ago=0.3)
-    made[16] = submit(lost, state=Submission.State.JUDGING)
-    gone = start(made[16], "integration", 3, 12, "texts", "Scoring text 4.")
+    lost = Sample(18, "Norm in blocks of 8", "dave", "normalization", "blocked-norm", hours_ago=0.3)
+    made[18] = submit(lost, state=Submission.State.JUDGING)
+    gone = start(made[18], "integration", 3, 12, "texts", "Scoring text 4.")
     Attempt.objects.filter(pk=gone.pk).update(state=Attempt.State.LOST, failure_kind=Attempt.Failure.LEASE, failure="The worker sample-worker-3 was not heard of for 30 s.", finished_at=now)
-    Attempt.objects.create(submission=made[16], suite_version=SUITE, machine_class=MACHINE, n=2, token=sha("x") + "0" * 24)
+    Attempt.objects.create(submission=made[18], suite_version=SUITE, machine_class=MACHINE, n=2, token=sha("x") + "0" * 24)
     worker("sample-worker-1", "busy", 1, attempt=str(attempt.pk))
     worker("sample-worker-2", "idle", 3)
     worker("sample-worker-3", "busy", 900)
-    AuditEvent.objects.create(actor="swapbench", action="requeue", sentence="Attempt 1 was lost with its worker and is made again.", submission=made[16])
+    AuditEvent.objects.create(actor="swapbench", action="requeue", sentence="Attempt 1 was lost with its worker and is made again.", submission=made[18])
     return made

@@ -4,7 +4,7 @@ from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path, register_converter
 from django.views.i18n import set_language
 
-from swapbench.web.views import compare, now, people, queue, site, submissions, tracks
+from swapbench.web.views import compare, history, now, people, queue, site, submissions, tracks
 
 
 class Number:
@@ -48,6 +48,7 @@ urlpatterns = [
     path("queue", queue.page, name="queue"),
     path("queue/live", queue.part, name="queue-live"),
     path("people/<name:name>", people.page, name="person"),
+    path("history", history.page, name="history"),
     path("compare", compare.page, name="compare"),
     path("about/", site.about, name="about"),
     path("healthz", site.healthz, name="healthz"),

@@ -1,63 +1,67 @@
-"""One case through the history of main: time per call at each merge, with its interval and where it changed."""
+"""One case through the history of main: what each merge measured, and the best that main holds."""
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from swapbench.web.figures.svg import Scale, drawing, element, span, ticks
-from swapbench.web.quantities import seconds
+from swapbench.web.quantities import interval_range, signed_percent
+from workers.protocol import Interval
 
-WIDTH, HEIGHT = 480, 150
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 24
+WIDTH, HEIGHT = 380, 130
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 26
 
 
 @dataclass(frozen=True)
 class SeriesPoint:
-    """A measurement of a case on main, in seconds per call; `low` and `high` where the spread is known."""
+    """A merge: the speed-up that it measured on the case, over the track's baseline. `changed` where it is
+    significantly better than all that main held before."""
 
-    at: datetime
     label: str
-    seconds: float
-    low: float | None = None
-    high: float | None = None
+    speedup: Interval
     changed: bool = False
 
 
 def series_plot(name: str, points: list[SeriesPoint]) -> SafeString:
-    """Points in order of merge, equally spaced; the shaded band is the spread, a dashed line marks a change point."""
+    """Merges in order, equally spaced, with their intervals; the line is the best so far, dashes mark where it changed."""
     if not points:
-        return drawing(WIDTH, 40, [element("text", _("Not measured yet."), x=8, y=24)], label=name)
-    values = [value for point in points for value in (point.seconds, point.low, point.high) if value is not None]
-    low, high = span(values, least=max(values) * 0.05 or 1e-9, margin=0.12)
-    low = max(low, 0.0)
+        return drawing(WIDTH, 40, [element("text", _("Nothing was merged yet."), x=8, y=24)], label=name)
+    ends = [value for point in points for value in (point.speedup.low, point.speedup.high)]
+    low, high = span(ends, around=0.0, least=0.04, margin=0.1)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    x = Scale(0, max(len(points) - 1, 1), LEFT + 10, WIDTH - RIGHT)
+    x = Scale(-0.5, len(points) - 0.5, LEFT, WIDTH - RIGHT)
     parts = []
     for value in ticks(low, high, about=3):
-        parts.append(element("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value)))
-        parts.append(element("text", seconds(value), x=LEFT - 6, y=y(value) + 4, text_anchor="end"))
-    banded = [(index, point.low, point.high) for index, point in enumerate(points) if point.low is not None and point.high is not None]
-    if len(banded) > 1:
-        upper = " ".join(f"{x(index)},{y(top)}" for index, _low, top in banded)
-        lower = " ".join(f"{x(index)},{y(bottom)}" for index, bottom, _high in reversed(banded))
-        parts.append(element("polygon", class_="spread", points=f"{upper} {lower}"))
+        kind = "zero" if abs(value) < 1e-9 else "grid"
+        parts.append(element("line", class_=kind, x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value)))
+        text = signed_percent(value, 0 if high - low > 0.06 else 1)
+        parts.append(element("text", text, x=LEFT - 8, y=y(value) + 4, text_anchor="end"))
+    best = 0.0
+    steps = [f"M{LEFT} {y(best)}"]
     for index, point in enumerate(points):
+        steps.append(f"H{x(index)}")
+        if point.speedup.estimate > best:
+            best = point.speedup.estimate
+            steps.append(f"V{y(best)}")
         if point.changed:
-            at = round(x(index - 0.5), 2)
-            parts.append(element("line", class_="change", x1=at, x2=at, y1=TOP, y2=HEIGHT - BOTTOM))
-    parts.append(element("polyline", class_="line", points=" ".join(f"{x(index)},{y(point.seconds)}" for index, point in enumerate(points))))
+            parts.append(element("line", class_="change", x1=x(index), x2=x(index), y1=TOP, y2=HEIGHT - BOTTOM))
+    steps.append(f"H{WIDTH - RIGHT}")
+    parts.append(element("path", class_="line", d="".join(steps)))
     for index, point in enumerate(points):
-        title = element("title", f"{point.label}: {seconds(point.seconds)}")
-        parts.append(element("circle", title, class_="solid", cx=x(index), cy=y(point.seconds), r=3))
-    parts.append(element("text", points[0].label, x=x(0), y=HEIGHT - 6, text_anchor="start" if len(points) > 1 else "middle"))
-    if len(points) > 1:
-        parts.append(element("text", points[-1].label, x=x(len(points) - 1), y=HEIGHT - 6, text_anchor="end"))
-    label = _("%(name)s: from %(first)s to %(last)s over %(count)d measurements") % {
+        at = x(index)
+        title = f"{point.label}: {signed_percent(point.speedup.estimate)} ({interval_range(point.speedup)})"
+        parts.append(
+            element("line", class_="whisker accent", x1=at, x2=at, y1=y(point.speedup.low), y2=y(point.speedup.high))
+        )
+        parts.append(
+            element("circle", element("title", title), class_="solid", cx=at, cy=y(point.speedup.estimate), r=4)
+        )
+        if len(points) <= 10 or index in (0, len(points) - 1):
+            parts.append(element("text", point.label, x=at, y=HEIGHT - 8, text_anchor="middle"))
+    label = _("%(name)s: best on main %(best)s over the baseline after %(count)d merges") % {
         "name": name,
-        "first": seconds(points[0].seconds),
-        "last": seconds(points[-1].seconds),
+        "best": signed_percent(best),
         "count": len(points),
     }
-    return drawing(WIDTH, HEIGHT, parts, label=label, class_="fig still")
+    return drawing(WIDTH, HEIGHT, parts, label=label)

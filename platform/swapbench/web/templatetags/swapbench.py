@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from swapbench.web import evidence, quantities, queries, wording
-from swapbench.web.figures import intervals, limits, pairs, svg
+from swapbench.web.figures import intervals, limits, pairs, series, svg
 from workers.protocol import Interval, Performance
 
 register = template.Library()
@@ -158,6 +158,9 @@ def interval_axis(scale: svg.Scale) -> SafeString:
 @register.simple_tag
 def pair_plot(performance: Performance) -> SafeString:
     return pairs.pair_plot(performance)
+
+
+register.simple_tag(series.series_plot, name="series_plot")
 
 
 @register.simple_tag

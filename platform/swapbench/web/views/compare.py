@@ -18,21 +18,26 @@ def page(request: HttpRequest) -> HttpResponse:
     wanted = {name: filters.text(request.GET, name) for name in ("base", "head")}
     context: dict[str, Any] = {"section": "history", "wanted": wanted}
     if wanted["base"] and wanted["head"]:
-        base, head = (_found(name, value) for name, value in wanted.items())
+        digits = {name: _digits(name, value) for name, value in wanted.items()}
+        base, head = (_found(name, value) for name, value in digits.items())
         context |= _comparison(base, head)
     elif wanted["base"] or wanted["head"]:
         raise BadRequest(_("Comparing needs both “base” and “head”: numbers of submissions, or at least 7 digits of a SHA."))
     return render(request, "pages/compare.html", context)
 
 
-def _found(name: str, value: str) -> Submission:
+def _digits(name: str, value: str) -> str:
     digits = value.lower()
     if not (digits.isascii() and digits.isalnum() and len(digits) <= 40) or set(digits) - set("0123456789abcdef"):
         raise BadRequest(
             _("“%(name)s” must be the number of a submission or at least 7 digits of a head SHA, not “%(value)s”.")
             % {"name": name, "value": value[:40]}
         )
-    submission = queries.submission_named(digits)
+    return digits
+
+
+def _found(name: str, value: str) -> Submission:
+    submission = queries.submission_named(value)
     if submission is None:
         raise BadRequest(_("“%(name)s”: there is no submission “%(value)s”.") % {"name": name, "value": value})
     return submission

@@ -31,21 +31,31 @@
     const tag = tags.get(event.detail.path);
     if (tag && event.detail.elt.hasAttribute("data-live")) event.detail.headers["If-None-Match"] = tag;
   });
-  document.addEventListener("htmx:afterRequest", (event) => {
-    const element = event.detail.elt;
+  const stale = (is) => {
+    const notice = document.querySelector("[data-stale]");
+    if (notice) notice.hidden = !is;
+  };
+  const later = (element, factor) => schedule(element, Math.min(LONGEST, (Number(element.dataset.pause) || 3) * factor));
+  // Before the swap, while the element that asked is still part of the page; the new one is scheduled by htmx:load.
+  document.addEventListener("htmx:beforeOnLoad", (event) => {
+    const { elt: element, xhr: request, pathInfo } = event.detail;
     if (!element.hasAttribute("data-live")) return;
-    const request = event.detail.xhr;
-    const pause = Number(element.dataset.pause) || 3;
+    const answered = request.status === 200 || request.status === 304;
+    stale(!answered);
     if (request.status === 200) {
       const tag = request.getResponseHeader("ETag");
-      if (tag) tags.set(event.detail.pathInfo.requestPath, tag);
-      if (element.isConnected) schedule(element, Number(element.dataset.every) || 3);
+      if (tag) tags.set(pathInfo.requestPath, tag);
     } else {
-      schedule(element, Math.min(LONGEST, pause * (request.status === 304 ? 1.3 : 2)));
+      later(element, answered ? 1.3 : 2);
     }
-    const stale = document.querySelector("[data-stale]");
-    if (stale) stale.hidden = request.status === 200 || request.status === 304;
   });
+  for (const name of ["htmx:sendError", "htmx:timeout"]) {
+    document.addEventListener(name, (event) => {
+      if (!event.detail.elt.hasAttribute("data-live")) return;
+      stale(true);
+      later(event.detail.elt, 2);
+    });
+  }
   document.addEventListener("htmx:load", (event) => start(event.detail.elt));
 
   // Relative times age without a request.
