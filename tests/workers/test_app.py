@@ -71,12 +71,9 @@ class Control:
 
     def poll(self) -> None:
         with self.app.connection_for_read() as connection, connection.SimpleQueue(CONTROL_QUEUE) as queue:
-            with suppress(queue.Empty):
-                while True:
-                    message = queue.get(block=False)
-                    arguments = message.payload[0] if isinstance(message.payload, list) else json.loads(message.body)[0]
-                    self.seen.append((message.headers["task"], arguments))
-                    message.ack()
+            while len(queue) and (message := queue.get(timeout=5)):
+                self.seen.append((message.headers["task"], message.payload[0]))
+                message.ack()
 
     def wait(self, wanted: Callable[[], Any], seconds: float = 60.0) -> Any:
         deadline = time.monotonic() + seconds
