@@ -1,53 +1,64 @@
-"""How far a model with a swapped module is from itself: perplexity, KL divergence, top-1 agreement, needle recall.
+"""How much a swapped module changes what a model says: perplexity, KL, top-1 agreement, needles; and the quality classes.
 
-Pure functions over logits, and the classes of DESIGN section 6 as data. Whoever computes the logits (the judge's engine with
-a slot's calls elsewhere, or any other) is no concern of this module.
+Everything here is a function of logits. They come from an engine (`engine.generate.Engine`, or whatever has its `logits`),
+once with the reference and once with the module; both are given the same tokens, so every comparison is paired.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-CLASS_ORDER = ("E", "Q8", "Q4")
-BLOCK = 32
-"""Neighbouring tokens err together; standard errors come from means over blocks of this many."""
-KL_FLOOR = 1e-6
-"""Mean KL below which two models are the same to any reader, in nats; a noise floor is never taken as less."""
+CONFIDENCE_Z = 1.959964
+"""Intervals are two-sided at 95 %."""
+
+BLOCK = 64
+"""Consecutive tokens that count as one observation: what a module gets wrong, it gets wrong for stretches of text."""
+
+LEAST_NOISE = 1e-6
+"""Mean KL in nats under which float32 rounding cannot be told from none; a noise floor counts as at least this."""
 
 
-class ScoresText(Protocol):
-    """What quality is measured through: `engine.generate.Engine`, or any stand-in."""
+class Scorer(Protocol):
+    """What scores texts: an engine."""
 
     def logits(self, texts: Sequence[Sequence[int]], chunk: int | None = None) -> list[Tensor]:
-        """float32 [T, vocab] for each text of T tokens: row t scores the token that follows `text[: t + 1]`."""
+        """float32 [T, vocabulary] for each text of T tokens; row t scores the token after `text[: t + 1]`.
+
+        `chunk`: at most so many tokens of a text in one step.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a class allows. `kl_is_noise`: the limit of the mean KL is that many times the reference's own noise floor."""
+    """What a quality class allows. `kl` None stands for twice the noise floor, `needle` None for no demand.
+
+    delta_ppl: relative rise of perplexity. kl: mean KL divergence in nats. top1: least share of tokens with the same most
+    likely successor. needle: least recall in every cell, as a share of the reference's.
+    """
 
     delta_ppl: float
-    mean_kl: float
+    kl: float | None
     top1: float
-    kl_is_noise: bool = False
     needle: float | None = None
 
 
-LIMITS: Mapping[str, Limits] = {
-    "E": Limits(0.001, 2.0, 0.999, kl_is_noise=True),
+LIMITS = {
+    "E": Limits(0.001, None, 0.999),
     "Q8": Limits(0.012, 0.01, 0.98),
     "Q4": Limits(0.065, 0.08, 0.93),
     "S": Limits(0.01, 0.02, 0.98, needle=0.95),
 }
+"""The classes, the strictest first; S stands beside the others."""
 
 
 @dataclass(frozen=True)
-class Metric:
-    """An estimate with a 95 % interval."""
+class Measure:
+    """An estimate with its 95 % interval."""
 
     value: float
     low: float
@@ -56,24 +67,159 @@ class Metric:
 
 @dataclass(frozen=True)
 class Quality:
-    """What was measured over `tokens` scored tokens.
+    """What a module changes.
 
-    delta_ppl: relative change of perplexity, exp(mean(nll - nll of the reference)) - 1. mean_kl: mean KL(reference || subject) in nats a
-    token. top1: share of tokens where both find the same token most likely. first_difference: (text, position) of the first token
-    where they do not, with the reference's margin there in nats.
+    delta_ppl: (perplexity with the module) / (perplexity of the reference) - 1. mean_kl: KL(reference || module) in nats a
+    token. top1: share of tokens with the same most likely successor. perplexity: of the reference. tokens: how many were
+    scored.
     """
 
-    tokens: int
+    delta_ppl: Measure
+    mean_kl: Measure
+    top1: Measure
     perplexity: float
-    delta_ppl: Metric
-    mean_kl: Metric
-    top1: Metric
-    first_difference: tuple[int, int, float] | None = None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """For each scored token of a text, float64 [n]: negative log-likelihoods, KL in nats, and 1 where top-1 agrees."""
+
+    reference_nll: Tensor
+    nll: Tensor
+    kl: Tensor
+    agrees: Tensor
+
+
+def score(reference: Tensor, candidate: Tensor, text: Sequence[int], scored: Tensor | None = None) -> TokenScores:
+    """Scores the tokens of a text after its first by two logits [T, vocabulary].
+
+    scored: bool[T], which tokens count (by default all). Raises ValueError where the candidate's logits are not finite.
+    """
+    if reference.shape != candidate.shape or len(text) != len(reference):
+        raise ValueError(
+            f"Logits {list(reference.shape)} and {list(candidate.shape)} of a text of {len(text)} tokens do not fit."
+        )
+    rows = torch.arange(len(text) - 1)
+    if scored is not None:
+        rows = rows[scored[1:].bool()]
+    next_tokens = torch.tensor(list(text), dtype=torch.int64)[rows + 1].to(reference.device)
+    rows = rows.to(reference.device)
+    chosen = candidate[rows]
+    finite = torch.isfinite(chosen).all(-1)
+    if not bool(finite.all()):
+        at = int(rows[int((~finite).to(torch.uint8).argmax())])
+        raise ValueError(f"The logits after {at + 1} tokens are not finite.")
+    ours = torch.log_softmax(reference[rows].float(), -1)
+    theirs = torch.log_softmax(chosen.float(), -1)
+    kl = (ours.exp() * (ours - theirs)).sum(-1, dtype=torch.float64)
+    picked = next_tokens[:, None]
+    return TokenScores(
+        reference_nll=-ours.gather(1, picked)[:, 0].double(),
+        nll=-theirs.gather(1, picked)[:, 0].double(),
+        kl=kl.clamp_(min=0.0),
+        agrees=(ours.argmax(-1) == theirs.argmax(-1)).double(),
+    )
+
+
+def compare(
+    reference: Sequence[Tensor],
+    candidate: Sequence[Tensor],
+    texts: Sequence[Sequence[int]],
+    scored: Sequence[Tensor] | None = None,
+) -> Quality:
+    """The quality of a module from the logits [T, vocabulary] of every text, without it and with it.
+
+    scored: for each text bool[T], which tokens count. Raises ValueError where logits are not finite or no token counts.
+    """
+    masks: Sequence[Tensor | None] = [None] * len(texts) if scored is None else scored
+    parts = [score(*each) for each in zip(reference, candidate, texts, masks, strict=True)]
+    return summarize(parts)
+
+
+def summarize(parts: Sequence[TokenScores]) -> Quality:
+    """The quality over all scored tokens, with intervals from blocks of consecutive tokens."""
+    tokens = sum(len(part.kl) for part in parts)
+    if not tokens:
+        raise ValueError("No token was scored.")
+    difference = block_interval([part.nll - part.reference_nll for part in parts])
+    agreement = block_interval([part.agrees for part in parts])
+    # Where nothing disagrees, blocks have no spread; Wilson's interval still knows how many tokens were looked at.
+    low, high = wilson(agreement.value, tokens)
+    reference_nll = float(torch.cat([part.reference_nll for part in parts]).mean())
+    return Quality(
+        delta_ppl=Measure(
+            *(math.expm1(min(each, 700.0)) for each in (difference.value, difference.low, difference.high))
+        ),
+        mean_kl=block_interval([part.kl for part in parts]),
+        top1=Measure(agreement.value, max(0.0, min(agreement.low, low)), min(1.0, max(agreement.high, high))),
+        perplexity=math.exp(min(reference_nll, 700.0)),
+        tokens=tokens,
+    )
+
+
+def block_interval(series: Sequence[Tensor], block: int = BLOCK) -> Measure:
+    """The mean of all values of several series, with a Student interval over the means of blocks of consecutive values.
+
+    A rest shorter than half a block joins the block before it. With fewer than two blocks the interval is the whole line.
+    """
+    means: list[float] = []
+    sizes: list[int] = []
+    for values in series:
+        count = max(1, round(len(values) / block))
+        for piece in values.double().chunk(count):
+            if len(piece):
+                means.append(float(piece.mean()))
+                sizes.append(len(piece))
+    total = sum(sizes)
+    mean = sum(m * s for m, s in zip(means, sizes, strict=True)) / total
+    blocks = len(means)
+    if blocks < 2:
+        return Measure(mean, -math.inf, math.inf)
+    # The variance of a mean of blocks weighted by their sizes.
+    spread = sum((s * (m - mean)) ** 2 for m, s in zip(means, sizes, strict=True)) / total**2
+    error = math.sqrt(spread * blocks / (blocks - 1)) * student_quantile(blocks - 1)
+    return Measure(mean, mean - error, mean + error)
+
+
+def student_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by its expansion around the normal quantile (Abramowitz and Stegun 26.7.5)."""
+    z = CONFIDENCE_Z
+    if freedom == 1:
+        return 12.7062
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / freedom ** (power + 1.0) for power, term in enumerate(terms))
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's score interval of a share of `count` independent trials, 95 %."""
+    z2 = CONFIDENCE_Z**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    reach = CONFIDENCE_Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return middle - reach, middle + reach
+
+
+def noise_floor(scorer: Scorer, texts: Sequence[Sequence[int]], other_chunk: int = 96) -> float:
+    """Mean KL in nats of a scorer from itself with the batch in another order and other steps.
+
+    What differs then is only the order of sums, which no exact module can be asked to keep.
+    """
+    once = scorer.logits(texts)
+    again = scorer.logits(list(reversed(texts)), chunk=other_chunk)[::-1]
+    return compare(once, again, texts).mean_kl.value
+
+
+# -- needles ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A prompt of tokens, the tokens that should follow, and the cell of the grid that it belongs to."""
+    """A document of `length` tokens with something hidden at `depth` (0 beginning, 1 end), and how it must go on."""
 
     length: int
     depth: float
@@ -81,150 +227,109 @@ class Needle:
     answer: Sequence[int]
 
 
-class _Blocks:
-    """Mean of a per-token quantity with a standard error from block means."""
-
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-
-    def add(self, values: Tensor) -> None:
-        self.parts.extend(piece for piece in values.double().split(BLOCK) if piece.numel())
-
-    def metric(self) -> Metric:
-        weights = torch.tensor([part.numel() for part in self.parts], dtype=torch.float64)
-        means = torch.stack([part.mean() for part in self.parts])
-        total = float(weights.sum())
-        mean = float((means * weights).sum()) / total
-        if len(self.parts) < 2:
-            return Metric(mean, -math.inf, math.inf)
-        shares = weights / total
-        spread = float((shares.square() * (means - mean).square()).sum()) * len(self.parts) / (len(self.parts) - 1)
-        half = 1.96 * math.sqrt(spread)
-        return Metric(mean, mean - half, mean + half)
+Grid = dict[tuple[int, float], float]
+"""Recall from 0 to 1 by (length, depth)."""
 
 
-def compare(
-    reference: Iterable[Tensor],
-    subject: Iterable[Tensor],
-    texts: Sequence[Sequence[int]],
-    scored: Sequence[Tensor] | None = None,
-) -> Quality:
-    """Quality of `subject`'s logits against `reference`'s, each float [T, vocab] for every text.
+def needle_recall(
+    scorer: Scorer, needles: Sequence[Needle], progress: Callable[[int, int], None] | None = None
+) -> Grid:
+    """The share of needles of each cell whose every answer token is the most likely one after those before it.
 
-    `scored`: bool[T] for every text, true where the token itself counts; all by default. The first token of a text is never
-    predicted. Raises ValueError where a logit of the subject is not finite: no average can hide that.
+    progress: called with (documents done, documents in all).
     """
-    nll, kl, agree = _Blocks(), _Blocks(), _Blocks()
-    total = 0
-    base = 0.0
-    first: tuple[int, int, float] | None = None
-    for number, (ours, theirs, text) in enumerate(zip(reference, subject, texts, strict=True)):
-        if not bool(torch.isfinite(theirs).all()):
-            row = int((~torch.isfinite(theirs)).any(-1).to(torch.uint8).argmax())
-            raise ValueError(f"The model's scores are not finite from token {row} of text {number} on.")
-        keep = torch.ones(len(text), dtype=torch.bool) if scored is None else scored[number].bool()
-        keep = keep[1:]
-        targets = torch.tensor(list(text[1:]), dtype=torch.int64)[keep]
-        a = torch.log_softmax(ours[:-1][keep].float(), -1)
-        b = torch.log_softmax(theirs[:-1][keep].float(), -1)
-        own = -a.gather(1, targets[:, None])[:, 0]
-        nll.add(-b.gather(1, targets[:, None])[:, 0] - own)
-        kl.add((a.exp() * (a - b)).sum(-1).clamp_(min=0))
-        same = a.argmax(-1) == b.argmax(-1)
-        agree.add(same.double())
-        if first is None and not bool(same.all()):
-            at = int((~same).to(torch.uint8).argmax())
-            top = a[at].topk(2).values
-            position = int(keep.nonzero()[at, 0]) + 1
-            first = (number, position, float(top[0] - top[1]))
-        total += len(targets)
-        base += float(own.sum())
-    drift = nll.metric()
-    share = agree.metric()
-    low, high = _wilson(share.value, total)
-    return Quality(
-        tokens=total,
-        perplexity=math.exp(base / total),
-        delta_ppl=Metric(*(math.expm1(value) for value in (drift.value, drift.low, drift.high))),
-        mean_kl=kl.metric(),
-        top1=Metric(share.value, low, high),
-        first_difference=first,
-    )
+    hits: dict[tuple[int, float], list[bool]] = {}
+    for done, needle in enumerate(needles):
+        if progress is not None:
+            progress(done, len(needles))
+        text = [*needle.prompt, *needle.answer]
+        logits = scorer.logits([text])[0]
+        first = len(needle.prompt)
+        said = logits[first - 1 : len(text) - 1].argmax(-1).tolist()
+        hits.setdefault((needle.length, needle.depth), []).append(said == list(needle.answer))
+    if progress is not None:
+        progress(len(needles), len(needles))
+    return {cell: sum(found) / len(found) for cell, found in hits.items()}
 
 
-def classes_met(quality: Quality, noise_floor: float, needle_ratio: float | None = None) -> tuple[str, ...]:
-    """The classes whose limits the measured values keep, the strictest first."""
-    return tuple(name for name in LIMITS if not shortfalls(name, quality, noise_floor, needle_ratio))
+def worst_cell(reference: Grid, candidate: Grid) -> tuple[tuple[int, float], float]:
+    """The cell in which the candidate recalls the least of what the reference does, and that share.
+
+    Cells in which the reference recalls nothing say nothing; where it does in none, the share is 1.
+    """
+    ratios = {cell: candidate[cell] / recall for cell, recall in reference.items() if recall > 0}
+    if not ratios:
+        return next(iter(reference)), 1.0
+    cell = min(ratios, key=lambda each: ratios[each])
+    return cell, ratios[cell]
 
 
-def shortfalls(name: str, quality: Quality, noise_floor: float, needle_ratio: float | None = None) -> list[str]:
-    """What keeps the quality from class `name`, a sentence each."""
-    limits = LIMITS[name]
+# -- classes ------------------------------------------------------------------------------------------------------------
+
+
+def kl_limit(quality_class: str, noise: float) -> float:
+    """The largest mean KL in nats that a class allows, given the noise floor."""
+    limit = LIMITS[quality_class].kl
+    return 2 * max(noise, LEAST_NOISE) if limit is None else limit
+
+
+def shortfalls(quality_class: str, quality: Quality, noise: float, needle: float | None = None) -> list[str]:
+    """What is missing from a class, as clauses of a sentence; empty where it is met.
+
+    The estimates decide; a clause says where the interval reaches back over the limit, so that more text could decide
+    otherwise. `needle`: the least recall of a cell as a share of the reference's, None where it was not measured.
+    """
+    limits = LIMITS[quality_class]
     found = []
-    if quality.delta_ppl.value > limits.delta_ppl:
+
+    def close(reaches: bool) -> str:
+        return ", though the interval reaches over the limit" if reaches else ""
+
+    ppl, kl, top1 = quality.delta_ppl, quality.mean_kl, quality.top1
+    if not ppl.value <= limits.delta_ppl:
         found.append(
-            f"perplexity rises by {quality.delta_ppl.value:.2%} [{quality.delta_ppl.low:.2%}, {quality.delta_ppl.high:.2%}]; "
-            f"class {name} allows {limits.delta_ppl:.1%}"
+            f"perplexity rises by {ppl.value:.3%} ({ppl.low:.3%} to {ppl.high:.3%}); allowed is {limits.delta_ppl:.1%}"
+            + close(ppl.low <= limits.delta_ppl)
         )
-    kl = limits.mean_kl * max(noise_floor, KL_FLOOR) if limits.kl_is_noise else limits.mean_kl
-    if quality.mean_kl.value > kl:
+    most = kl_limit(quality_class, noise)
+    if not kl.value <= most:
         found.append(
-            f"the mean KL divergence is {quality.mean_kl.value:.3g} [{quality.mean_kl.low:.3g}, {quality.mean_kl.high:.3g}] nats; "
-            f"class {name} allows {kl:.3g}"
+            f"mean KL is {kl.value:.3g} nats ({max(kl.low, 0.0):.3g} to {kl.high:.3g}); allowed is {most:.3g}"
+            + close(kl.low <= most)
         )
-    if quality.top1.value < limits.top1:
+    if not top1.value >= limits.top1:
         found.append(
-            f"the most likely token agrees for {quality.top1.value:.2%} [{quality.top1.low:.2%}, {quality.top1.high:.2%}] of "
-            f"{quality.tokens:,} tokens; class {name} asks for {limits.top1:.1%}"
+            f"top-1 agreement is {top1.value:.2%} ({top1.low:.2%} to {top1.high:.2%}); needed is {limits.top1:.1%}"
+            + close(top1.high >= limits.top1)
         )
-    if limits.needle is not None and needle_ratio is not None and needle_ratio < limits.needle:
+    if limits.needle is not None and needle is not None and needle < limits.needle:
         found.append(
-            f"in the worst cell the needle is found {needle_ratio:.0%} as often as by dense attention; class {name} asks for {limits.needle:.0%}"
+            f"in its worst cell needle recall is {needle:.0%} of the reference's; needed is {limits.needle:.0%}"
         )
     return found
 
 
-def noise_floor(engine: ScoresText, texts: Sequence[Sequence[int]], other_chunk: int) -> float:
-    """Mean KL, in nats a token, of the reference with itself when texts come in another order and other chunks."""
-    ours = engine.logits(texts)
-    order = list(range(len(texts)))[::-1]
-    again = engine.logits([texts[index] for index in order], chunk=other_chunk)
-    back: list[Tensor] = [again[order.index(index)] for index in range(len(texts))]
-    return compare(ours, back, texts).mean_kl.value
+def classes_met(quality: Quality, noise: float, needle: float | None = None) -> tuple[str, ...]:
+    """The classes whose limits are kept, the strictest first. S needs a measured needle recall."""
+    return tuple(
+        name
+        for name, limits in LIMITS.items()
+        if not shortfalls(name, quality, noise, needle) and (limits.needle is None or needle is not None)
+    )
 
 
-def needle_recall(
-    engine: ScoresText, needles: Sequence[Needle], said: Callable[[int, int], None] | None = None
-) -> dict[tuple[int, float], float]:
-    """By cell (length, depth): the share of needles whose every answer token is the most likely one, teacher-forced.
-
-    `said` is told how many of all are done.
-    """
-    hits: dict[tuple[int, float], list[bool]] = {}
-    for number, needle in enumerate(needles):
-        text = [*needle.prompt, *needle.answer]
-        rows = engine.logits([text])[0][len(needle.prompt) - 1 : -1]
-        right = rows.argmax(-1) == torch.tensor(list(needle.answer))
-        hits.setdefault((needle.length, needle.depth), []).append(bool(right.all()))
-        if said is not None:
-            said(number + 1, len(needles))
-    return {cell: sum(found) / len(found) for cell, found in hits.items()}
-
-
-def worst_cell(
-    ours: Mapping[tuple[int, float], float], theirs: Mapping[tuple[int, float], float]
-) -> tuple[tuple[int, float], float]:
-    """The cell where `theirs` is furthest behind `ours`, and the ratio there; cells that the reference fails count as 1."""
-    ratios = {cell: (theirs[cell] / value if value else 1.0) for cell, value in ours.items()}
-    cell = min(ratios, key=lambda key: ratios[key])
-    return cell, ratios[cell]
-
-
-def _wilson(share: float, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share (Wilson, JASA 22, 1927)."""
-    if not total:
-        return 0.0, 1.0
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return (centre - half) / scale, min(1.0, (centre + half) / scale)
+def measure(
+    reference: Scorer,
+    candidate: Scorer,
+    texts: Sequence[Sequence[int]],
+    scored: Sequence[Tensor] | None = None,
+    chunk: int | None = None,
+) -> Quality:
+    """The quality of one engine against another on the same texts, text by text so that few logits are held at once."""
+    masks: Sequence[Tensor | None] = [None] * len(texts) if scored is None else scored
+    return summarize(
+        [
+            score(reference.logits([text], chunk)[0], candidate.logits([text], chunk)[0], text, mask)
+            for text, mask in zip(texts, masks, strict=True)
+        ]
+    )
