@@ -104,9 +104,14 @@ def schemes(given: Any, config: ModelConfig, dtype: torch.dtype, device: torch.d
     }
 
 
-def parts(slots: Mapping[str, Any], config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Parts:
-    """Normalization and activation: what `slots` gives, else what its adapter binds, else the kind's default."""
-    operators = adapter_operators(slots.get("adapter"), dtype, device)
+def parts(
+    slots: Mapping[str, Any],
+    operators: Mapping[str, Any],
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Parts:
+    """Normalization and activation: what `slots` gives, else what an adapter binds, else the kind's default."""
 
     def part(kind: str, operator: str, bound: type, *args: Any) -> Any:
         given = slots.get(kind)
@@ -141,7 +146,10 @@ def attention_layers(given: Any, config: ModelConfig, dtype: torch.dtype, device
 
 
 def adapter_operators(given: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """The operators that an adapter (name, object or None) binds here. Raises SlotRefused where it is for other hardware."""
+    """The operators that an adapter (name, object or None) binds here; the engine calls linear, rms_norm and swiglu.
+
+    Raises SlotRefused where it is for other hardware.
+    """
     if given is None:
         return {}
     adapter = implementation("adapter", given, dtype, device)() if isinstance(given, str) else given
@@ -185,6 +193,11 @@ def trusted(slots: Mapping[str, Any], eps: float) -> dict[str, Any]:
         "normalization": ReferenceNorm(eps),
         "activation": ReferenceActivation(),
     }
+    adapter = slots.get("adapter")
+    bound = adapter.operators() if hasattr(adapter, "operators") else {}
+    for kind, operator in (("normalization", "rms_norm"), ("activation", "swiglu")):
+        if operator in bound:
+            del reference[kind]
     return reference | {kind: given for kind, given in slots.items() if given is not None}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine import bind
 from engine.kv_cache import PagePool
 from engine.loader import load_model
-from engine.models.transformer import Forward, Model
+from engine.models.transformer import DENSE, Forward, Model
 from engine.runner.inputs import step_inputs
 from engine.runner.runner import Runner, allocate, kv_specs
 from engine.sampler import Sampling
@@ -146,11 +146,15 @@ class Engine:
                 f"block_size ({block_size}) and max_batch ({max_batch}) must be at least 1, and step_tokens ({step_tokens}) "
                 "at least max_batch, so that every sequence can decode in a step."
             )
+        where = (model.dtype, model.device)
+        operators = bind.adapter_operators(slots.get("adapter"), *where)
+        if "linear" in operators:
+            bound = bind.BoundLinear(operators["linear"])
+            model = model.quantized({linear.name: bound for linear in model.linears() if linear.scheme is DENSE})
         self.model, self.tokenizer, self.step_tokens = model, tokenizer, step_tokens
         self.max_len = min(max_len or config.context, config.context)
-        where = (model.dtype, model.device)
         attention = bind.attention_layers(slots.get("attention"), config, *where)
-        self.forward = Forward(model, bind.parts(slots, config, *where), attention, self.max_len)
+        self.forward = Forward(model, bind.parts(slots, operators, config, *where), attention, self.max_len)
         self.untrainable = bind.untrainable(slots)
         self.evicts = all(hasattr(each, "evict") for each in self.forward.planned)
         if graphs is None:
