@@ -276,7 +276,7 @@ class TestRule:
         fresh = steady(0.20, 8, seed=2)
         fresh.values[:, 1] -= 0.4
         stop = steady(0.20, 12)
-        stop.values[:, 1] -= 0.20
+        stop.values[:, 1] -= 0.215
         decision = Rule().confirm(stop, fresh)
         assert decision.blocked_by == ("b",)
         assert not decision.gates
