@@ -9,14 +9,13 @@ import math
 import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-import msgspec
 from django.conf import settings
 from django.utils import timezone
 
 from swapbench.mergequeue.models import BranchState, Build, QueueEntry, QueueEvent
 from swapbench.submissions.models import Attempt, AuditEvent, PullRequest, Submission, Verdict, Worker
+from swapbench.submissions.record import record
 from workers.protocol import (
     CaseSpeed,
     ImplementationOutcome,
@@ -28,6 +27,7 @@ from workers.protocol import (
     StageReport,
     TestReport,
     encode,
+    sign,
 )
 
 FORGE = "local"
@@ -213,50 +213,19 @@ def start(submission: Submission, stage: str = "performance", done: int = 7, tot
 
 
 def finish(submission: Submission, sample: Sample, attempt: Attempt | None = None) -> Verdict:
-    """Ends the attempt (or a new one) with the sample's outcome, and writes its verdict."""
+    """Ends the attempt (or a new one) with the sample's outcome, recorded as a worker's is."""
     moment = submission.created_at + timedelta(minutes=4)
     if attempt is None:
         attempt = start(submission)
         Attempt.objects.filter(pk=attempt.pk).update(created_at=submission.created_at, started_at=submission.created_at + timedelta(seconds=4))
-    outcome = outcome_of(sample, str(attempt.pk))
-    Attempt.objects.filter(pk=attempt.pk).update(state=Attempt.State.FINISHED, status=outcome.status, outcome=encode(outcome), finished_at=moment, stage="report")
-    implementation = outcome.implementations[0]
-    performance = implementation.performance
-    speedup = performance.speedup if performance else None
-    placed = performance.baseline_speedup if performance else None
-    builtin: Any = msgspec.to_builtins
-    verdict = Verdict.objects.create(
-        submission=submission,
-        attempt=attempt,
-        path=implementation.path,
-        kind=implementation.kind or "",
-        name=implementation.name,
-        quality_class=implementation.quality_class or "",
-        suite_version=SUITE,
-        machine_class=MACHINE,
-        isolation=outcome.isolation,
-        status=implementation.status,
-        speed=implementation.speed,
-        speedup=speedup.estimate if speedup else None,
-        speedup_low=speedup.low if speedup else None,
-        speedup_high=speedup.high if speedup else None,
-        against=performance.against if performance else "",
-        track_speedup=placed.estimate if placed else None,
-        track_speedup_low=placed.low if placed else None,
-        track_speedup_high=placed.high if placed else None,
-        reasons=builtin(implementation.reasons),
-        cases=builtin(performance.cases) if performance else [],
-        tests=builtin(implementation.tests),
-        quality=implementation.quality,
-        meets=list(implementation.meets),
-        figures=implementation.figures,
-        summary=implementation.summary,
-        qualifies=implementation.status == "passed" and implementation.speed == "faster",
-    )
-    Verdict.objects.filter(pk=verdict.pk).update(created_at=moment)
-    Submission.objects.filter(pk=submission.pk).update(state=Submission.State.JUDGED, judged_at=moment)
-    verdict.refresh_from_db()
-    return verdict
+    text = encode(outcome_of(sample, str(attempt.pk)))
+    Submission.objects.filter(pk=submission.pk).update(state=Submission.State.JUDGING)
+    assert record(str(attempt.pk), text, sign(attempt.token, text))
+    Attempt.objects.filter(pk=attempt.pk).update(finished_at=moment)
+    Verdict.objects.filter(attempt=attempt).update(created_at=moment)
+    Submission.objects.filter(pk=submission.pk).update(judged_at=moment)
+    AuditEvent.objects.filter(submission=submission).update(at=moment)
+    return Verdict.objects.get(attempt=attempt)
 
 
 def enqueue(branch: BranchState, submission: Submission, state: str, sentence: str, at: datetime | None = None) -> QueueEntry:

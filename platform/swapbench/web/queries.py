@@ -15,7 +15,14 @@ from swapbench.mergequeue.models import BranchState, Build, QueueEntry, QueueEve
 from swapbench.submissions.models import Attempt, AuditEvent, Submission, Verdict, Worker
 from swapbench.web.filters import PAGE_SIZE, SubmissionFilter
 from swapbench.web.progress import StageShown, stages_of_outcome, stages_of_running
-from workers.protocol import HEARTBEAT_SECONDS, Interval, Outcome, ProtocolError, decode_outcome
+from workers.protocol import (
+    HEARTBEAT_SECONDS,
+    ImplementationOutcome,
+    Interval,
+    Outcome,
+    ProtocolError,
+    decode_outcome,
+)
 
 SILENT_AFTER = timedelta(seconds=6 * HEARTBEAT_SECONDS)
 FORGOTTEN_AFTER = timedelta(days=2)
@@ -160,17 +167,23 @@ def submissions(wanted: SubmissionFilter) -> Page[Submission]:
 
 @dataclass(frozen=True)
 class ImplementationShown:
-    """One implementation of a submission: its verdict row, and what the outcome holds beyond it."""
+    """One implementation of a submission on one machine class: its verdict, and what the outcome holds beyond it."""
 
     verdict: Verdict
     speedup: Interval | None
-    judged: Any = None
-    """The outcome's `ImplementationOutcome`; None where the verdict was reused or the outcome is gone."""
+    judged: ImplementationOutcome | None = None
+    """None where the verdict was reused or the outcome is gone."""
+
+    @property
+    def next_steps(self) -> list[str]:
+        """The verdict's next steps that its reasons do not say already."""
+        said = {reason.get("next_step") for reason in self.verdict.reasons}
+        return [step for step in self.verdict.next_steps if step not in said]
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """All that the page of a submission shows."""
+    """All that the page of a submission shows. `attempt` is the one that facts and stages are shown of."""
 
     submission: Submission
     attempts: list[Attempt]
@@ -178,6 +191,7 @@ class RunPage:
     outcome: Outcome | None
     unreadable: str
     stages: list[StageShown]
+    running: list[RunShown]
     implementations: list[ImplementationShown]
     entry: QueueEntry | None
     newer: Submission | None
@@ -187,14 +201,13 @@ class RunPage:
     def reproduce(self) -> str:
         """The commands that judge the same code at home."""
         head, base = self.submission.head_sha, self.submission.base_sha
-        return f"git fetch origin {self.submission.pull_request.head_ref}\ngit checkout {head[:12]}\nswapbench check --base {base[:12]}"
+        fetch = f"git fetch origin {self.submission.pull_request.head_ref}"
+        return f"{fetch}\ngit checkout {head[:12]}\nswapbench check --base {base[:12]}"
 
     @property
     def live(self) -> bool:
         """Whether the page will still change by itself."""
-        if self.attempt is not None and self.attempt.live:
-            return True
-        if self.submission.state in (Submission.State.WAITING, Submission.State.JUDGING):
+        if self.running or self.submission.state in (Submission.State.WAITING, Submission.State.JUDGING):
             return True
         return self.entry is not None and self.entry.state in (QueueEntry.State.WAITING, QueueEntry.State.BUILDING)
 
@@ -205,19 +218,14 @@ def run_page(submission: Submission, attempt_id: int | None = None) -> RunPage |
     chosen = next((one for one in attempts if attempt_id is None or one.pk == attempt_id), None)
     if chosen is None and attempt_id is not None:
         return None
-    outcome, unreadable = _outcome(chosen)
-    if chosen is None:
-        stages = []
-    elif outcome is not None:
-        stages = stages_of_outcome(outcome)
+    if attempt_id is None:
+        verdicts = list(submission.verdicts.filter(current=True).order_by("path", "machine_class"))
+        running = [run_shown(attempt) for attempt in attempts if attempt.live]
     else:
-        stages = stages_of_running(chosen.stage, chosen.done, chosen.total, chosen.stages)
-    verdicts = submission.verdicts.filter(current=True) if attempt_id is None else chosen.verdicts.all() if chosen else []
-    judged = {implementation.path: implementation for implementation in outcome.implementations} if outcome else {}
-    implementations = [
-        ImplementationShown(verdict, speedup_of(verdict), judged.get(verdict.path) if verdict.reused_from_id is None else None)
-        for verdict in (verdicts.order_by("path") if verdicts else [])
-    ]
+        verdicts = list(submission.verdicts.filter(attempt=chosen).order_by("path"))
+        running = [run_shown(chosen)] if chosen is not None and chosen.live else []
+    outcomes = _outcomes({verdict.attempt_id for verdict in verdicts} | ({chosen.pk} if chosen else set()))
+    outcome, unreadable = outcomes.get(chosen.pk, (None, "")) if chosen else (None, "")
     newer = Submission.objects.filter(pull_request=submission.pull_request, pk__gt=submission.pk).order_by("-pk").first()
     return RunPage(
         submission,
@@ -225,12 +233,34 @@ def run_page(submission: Submission, attempt_id: int | None = None) -> RunPage |
         chosen,
         outcome,
         unreadable,
-        stages,
-        implementations,
+        stages_of_outcome(outcome) if outcome is not None else [],
+        running,
+        [_implementation(verdict, outcomes) for verdict in verdicts],
         QueueEntry.objects.filter(submission=submission).select_related("branch").first(),
         newer,
         list(submission.audit_events.all()[:20]),
     )
+
+
+Outcomes = dict[int, tuple[Outcome | None, str]]
+
+
+def _implementation(verdict: Verdict, outcomes: Outcomes) -> ImplementationShown:
+    outcome, _unreadable = outcomes.get(verdict.attempt_id, (None, ""))
+    own = outcome.implementations if outcome is not None and verdict.reused_from_id is None else []
+    judged = next((one for one in own if one.path == verdict.path), None)
+    return ImplementationShown(verdict, speedup_of(verdict), judged)
+
+
+def _outcomes(attempts: set[int]) -> Outcomes:
+    """By attempt: the outcome, or why it cannot be read."""
+    read: Outcomes = {}
+    for pk, text in Attempt.objects.filter(pk__in=attempts).exclude(outcome="").values_list("pk", "outcome"):
+        try:
+            read[pk] = decode_outcome(text), ""
+        except ProtocolError as error:
+            read[pk] = None, str(error)
+    return read
 
 
 def outcome_text(attempt: Attempt | None) -> str:
@@ -244,16 +274,6 @@ def latest_outcome_text(submission: Submission) -> str:
     """The outcome of the submission's latest attempt that has one; "" where none has."""
     attempts = submission.attempts.exclude(outcome="").order_by("-id")
     return attempts.values_list("outcome", flat=True).first() or ""
-
-
-def _outcome(attempt: Attempt | None) -> tuple[Outcome | None, str]:
-    text = outcome_text(attempt)
-    if not text:
-        return None, ""
-    try:
-        return decode_outcome(text), ""
-    except ProtocolError as error:
-        return None, str(error)
 
 
 def submission_version(submission: Submission) -> str:
