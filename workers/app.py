@@ -21,6 +21,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from workers import folderbroker
 from workers.protocol import (
     CONTROL_QUEUE,
     FINISHED_TASK,
@@ -47,6 +48,7 @@ VAR = Path(os.environ.get("SWAPBENCH_VAR") or ROOT / "var").resolve()
 GRACE_SECONDS = 15.0
 PROGRESS_SECONDS = 0.4
 
+folderbroker.install()
 app = Celery("swapbench-worker")
 app.conf.update(celery_settings(os.environ, ROOT))
 

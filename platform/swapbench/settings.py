@@ -22,6 +22,8 @@ import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.translation import gettext_lazy as _
 
+from workers.protocol import celery_settings
+
 ROOT = Path(__file__).resolve().parents[2]
 VAR = Path(os.environ.get("SWAPBENCH_VAR") or ROOT / "var").resolve()
 
@@ -205,7 +207,7 @@ LOGGING = {
 
 # --- Swapbench's own -------------------------------------------------------------------------------------------------
 
-SWAPBENCH_BROKER_URL = os.environ.get("SWAPBENCH_BROKER_URL") or f"filesystem://{VAR / 'broker'}"
+CELERY = celery_settings(os.environ, ROOT)
 SWAPBENCH_FORGE = os.environ.get("SWAPBENCH_FORGE") or "local"
 SWAPBENCH_LOCAL_FORGE = Path(os.environ.get("SWAPBENCH_LOCAL_FORGE") or VAR / "forge.git").resolve()
 SWAPBENCH_BRANCH = os.environ.get("SWAPBENCH_BRANCH") or "main"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 
@@ -73,8 +74,17 @@ class Forge(Protocol):
     def may_maintain(self, login: str) -> bool:
         """Whether `login` may approve, retry and merge: has write permission on the repository."""
 
-    def fast_forward(self, branch: str, old_sha: str, new_sha: str, mirror_path: str) -> None:
-        """Moves `branch` from `old_sha` to `new_sha`, whose objects are in the git repository at `mirror_path`.
+    def branch_tip(self, branch: str) -> str:
+        """The commit that a branch is at now."""
+
+    def keep(self, ref: str, sha: str, mirror_path: Path) -> None:
+        """Makes `sha`, which `ref` of the git repository at `mirror_path` is at, reachable by the same ref here."""
+
+    def drop(self, ref: str) -> None:
+        """Removes such a ref; that there is none is no error."""
+
+    def fast_forward(self, branch: str, old_sha: str, new_sha: str) -> None:
+        """Moves `branch` from `old_sha` to `new_sha`, which was kept before.
 
         Raises NotFastForward where the branch is no longer at `old_sha`.
         """

@@ -7,6 +7,11 @@ from django.utils.translation import gettext_lazy as _
 from swapbench.submissions.models import Submission
 
 
+def build_ref(merge_sha: str) -> str:
+    """The ref that keeps a merge result reachable while it is tested."""
+    return f"refs/swapbench/builds/{merge_sha}"
+
+
 class BranchState(models.Model):
     """A branch that the queue moves, and whether a maintainer holds it. Its row is the lock of `tick`."""
 
@@ -72,7 +77,7 @@ class Build(models.Model):
     entries = models.ManyToManyField(QueueEntry, related_name="builds")
     base_sha = models.CharField(max_length=40)
     merge_sha = models.CharField(max_length=40)
-    """The commit that the branch is fast-forwarded to; reachable by refs/swapbench/builds/ID."""
+    """The commit that the branch is fast-forwarded to."""
     state = models.CharField(max_length=10, choices=State, default=State.TESTING)
     sentence = models.TextField(blank=True, default="")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -92,6 +97,11 @@ class Build(models.Model):
     @property
     def live(self) -> bool:
         return self.state in (self.State.TESTING, self.State.PASSED)
+
+    @property
+    def ref(self) -> str:
+        """By which workers reach the merge result while it is tested."""
+        return build_ref(self.merge_sha)
 
 
 class QueueEvent(models.Model):

@@ -1,0 +1,95 @@
+"""Makes attempts: the first ones of a submission or build, and those that replace a lost one."""
+
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from django.db import IntegrityError, transaction
+from django.db.models import Max
+
+from swapbench.submissions import tries
+from swapbench.submissions.models import Attempt, Submission
+from swapbench.submissions.policy import policy, suite_version
+from workers.protocol import SuiteName
+
+if TYPE_CHECKING:
+    from swapbench.mergequeue.models import Build
+
+ALL_SUITES: tuple[SuiteName, ...] = ("unit", "integration", "performance")
+
+
+def new_token() -> str:
+    """A token that only the worker that is given the attempt learns."""
+    return secrets.token_hex(32)
+
+
+def start(submission: Submission) -> list[Attempt]:
+    """Queues a new round of attempts of a submission, one per machine class; none where one is live already.
+
+    Called inside the transaction that sets the submission to judging.
+    """
+    version = suite_version()
+    made = []
+    for machine_class in policy().machine_classes:
+        same = submission.attempts.filter(suite_version=version, machine_class=machine_class)
+        if same.filter(state__in=[Attempt.State.QUEUED, Attempt.State.RUNNING]).exists():
+            continue
+        number = tries.number(submission, machine_class)
+        made.append(
+            Attempt.objects.create(
+                submission=submission,
+                suite_version=version,
+                machine_class=machine_class,
+                round=(same.aggregate(Max("round"))["round__max"] or 0) + 1,
+                suites=list(ALL_SUITES),
+                alpha=tries.alpha(number),
+                token=new_token(),
+            )
+        )
+    return made
+
+
+def start_build(build: "Build", suites: Sequence[SuiteName]) -> list[Attempt]:
+    """Queues the attempts that test a merge result, one per machine class."""
+    return [
+        Attempt.objects.create(
+            build=build,
+            suite_version=suite_version(),
+            machine_class=machine_class,
+            suites=list(suites),
+            alpha=policy().alpha,
+            token=new_token(),
+        )
+        for machine_class in policy().machine_classes
+    ]
+
+
+def replace(lost: Attempt) -> Attempt | None:
+    """Queues the attempt that takes the place of a lost one; None where policy allows no more of them.
+
+    Two processes that replace the same one make one between them.
+    """
+    if lost.n > policy().replacements:
+        return None
+    try:
+        with transaction.atomic():
+            return Attempt.objects.create(
+                submission=lost.submission,
+                build=lost.build,
+                suite_version=lost.suite_version,
+                machine_class=lost.machine_class,
+                round=lost.round,
+                n=lost.n + 1,
+                suites=lost.suites,
+                alpha=lost.alpha,
+                token=new_token(),
+            )
+    except IntegrityError:
+        return Attempt.objects.get(
+            submission=lost.submission,
+            build=lost.build,
+            suite_version=lost.suite_version,
+            machine_class=lost.machine_class,
+            round=lost.round,
+            n=lost.n + 1,
+        )
