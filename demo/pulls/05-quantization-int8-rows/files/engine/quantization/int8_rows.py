@@ -1,0 +1,45 @@
+# /// swapbench
+# kind = "quantization"
+# name = "int8-rows"
+# class = "Q8"
+# devices = ["cpu"]
+# dtypes = ["float32", "bfloat16"]
+# deterministic = true
+# summary = "8-bit weights with one scale for each output channel, multiplied with activations in bfloat16."
+# ///
+"""Weight-only int8 for the CPU: a quarter of float32's bytes. A token or a few read the weight once, as it is stored."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.slots.quantization import Packed
+from engine.slots.registry import register
+
+FEW = 8
+"""Up to so many tokens PyTorch's kernel that multiplies with int8 directly is faster than unpacking the weight first."""
+
+
+@register("quantization", "int8-rows")
+class Int8Rows:
+    """weight[o, i] = q[o, i] * scale[o], q from -127 to 127."""
+
+    def pack(self, weight: Tensor) -> Packed:
+        """weight [out, in] -> q int8[out, in], scale bfloat16[out]."""
+        wide = weight.float()
+        # Rounded first, so that q is chosen for the scale that is stored. A row of zeros must not divide by zero.
+        scale = (wide.abs().amax(1) / 127).clamp_(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+        q = (wide / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        return {"q": q, "scale": scale}
+
+    def linear(self, x: Tensor, packed: Packed) -> Tensor:
+        """x [T, in] -> [T, out]."""
+        q, scale = packed["q"], packed["scale"]
+        rows = x.bfloat16()
+        if len(rows) <= FEW:
+            return torch._weight_int8pack_mm(rows, q, scale).to(x.dtype)
+        return functional.linear(rows, q.bfloat16()).mul_(scale).to(x.dtype)
+
+    def dequant(self, packed: Packed) -> Tensor:
+        """The stored weight, float32 [out, in]."""
+        return packed["q"].float() * packed["scale"].float()[:, None]
