@@ -20,7 +20,7 @@ def attention(
     """Causal attention over a standard cache [2, blocks, block_size, kv_heads, head_dim] that holds the new tokens.
 
     q: [T, q_heads, head_dim]; block_mask: bool[T, q_heads, max_blocks], the pages that may be read, where not all.
-    Computes in `dtype`, the softmax in float32; returns [T, q_heads, head_dim] in `dtype`.
+    Computes in `dtype`, the softmax in float32 or better; returns [T, q_heads, head_dim] in `dtype`.
     """
     outputs = []
     bounds = meta.cu_q.tolist()
@@ -57,6 +57,11 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, shape: AttentionShape, chose
         hidden = hidden | (source <= position - shape.window)
     if chosen is not None:
         hidden = hidden | ~chosen.permute(1, 0, 2).reshape(shape.kv_heads, group, new, total)
-    weights = scores.float().masked_fill(hidden, float("-inf")).softmax(-1).to(q.dtype)
+    weights = (
+        scores.to(torch.promote_types(scores.dtype, torch.float32))
+        .masked_fill(hidden, float("-inf"))
+        .softmax(-1)
+        .to(q.dtype)
+    )
     attended = (weights.view(shape.kv_heads, group * new, total) @ values).view(queries.shape)
     return attended.permute(2, 0, 1, 3).reshape(new, shape.q_heads, shape.head_dim)

@@ -119,13 +119,21 @@ class SteadyHost:
         self.trial = trial
         self.side = side
         self._client: HostClient | None = None
+        self._cannot_load: ContributedError | None = None
 
     def client(self) -> HostClient:
         """The living host."""
+        if self._cannot_load is not None:
+            # Importing the file again would fail again, and may take its time to do so.
+            raise self._cannot_load
         if self._client is None:
             if self.trial.restarts > MAX_RESTARTS:
                 raise HostDied(f"The module host ended {MAX_RESTARTS + 1} times; no further one is started.")
-            self._client = self.trial.open(self.side)
+            try:
+                self._client = self.trial.open(self.side)
+            except ContributedError as error:
+                self._cannot_load = error
+                raise
         self._client.call_timeout = min(30.0, self.trial.remaining())
         return self._client
 

@@ -99,6 +99,7 @@ class Course:
                 if isinstance(held, CallFailed):
                     raise held
                 self.prepares |= any(item.access == "read" for item in held.values())
+                host.hold(held)
                 more, finding = self.kind.settle(self.cases[name], self.header, held, host)
                 if finding is not None:
                     raise Wrong(finding, name)

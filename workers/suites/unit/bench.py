@@ -26,6 +26,8 @@ class UnitBench:
 
     @cached_property
     def _prepared(self) -> dict[str, HeldSet | CallFailed]:
+        # Preparing takes hosts of its own, and only one is alive at a time.
+        self.host.discard()
         cases = [self.varied(case) for case in self.parameters()["case"]]
         return prepared(self.trial, self.trial.subject.head, cases, "unit")
 
@@ -39,11 +41,11 @@ class UnitBench:
         held = self._prepared[case.name]
         if isinstance(held, CallFailed):
             raise held
+        self.host.hold(held)
         more, finding = self.kind.settle(case, self.header, held, self.host)
         if finding is not None:
             raise Wrong(finding, published.name)
         held = held | more
-        self.host.hold(held)
         call = self.kind.draw(case, held, self.source.child(case.name, "call"))
         got = self.host.run(call)
         expected = self.kind.expected(case, held, call)
