@@ -52,8 +52,8 @@ class ModelConfig:
             raise ConfigError(f"There are {self.layers} layers but {len(self.windows)} sliding windows.")
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """Elements of key and value that one token adds over all layers; times the dtype's size this is bytes."""
+    def kv_values_per_token(self) -> int:
+        """Numbers that one token adds to the caches of all layers, keys and values."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
     def parameters(self) -> int:

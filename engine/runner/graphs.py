@@ -7,6 +7,7 @@ decodes `ahead` tokens with nothing between them but the device's own work.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Recorded:
     draw: Draw | None
     drawn: Tensor
     count: Tensor
-    graph: torch.cuda.CUDAGraph
+    graph: Any = None
 
 
 class DecodeGraphs:
@@ -43,7 +44,7 @@ class DecodeGraphs:
         self.forward, self.kv, self.block_size, self.ahead = forward, kv, block_size, ahead
         self.device = forward.model.device
         self.recorded: dict[tuple[int, int, Sampling], Recorded] = {}
-        self.pool = torch.cuda.graph_pool_handle()
+        self.pool: Any = None
         self.seconds = 0.0
 
     def tokens(self, step: Sequence[Scheduled], ahead: int) -> list[list[int]]:
@@ -56,7 +57,8 @@ class DecodeGraphs:
         key = (batch, max(SMALLEST_KV, 1 << (longest - 1).bit_length()), mode)
         if key not in self.recorded:
             began = time.perf_counter()
-            self.recorded[key] = self.record(*key)
+            self.recorded[key] = self.buffers(*key)
+            self.record(self.recorded[key])
             self.seconds += time.perf_counter() - began
         recorded = self.recorded[key]
         self.fill(recorded, step, draw)
@@ -90,8 +92,8 @@ class DecodeGraphs:
             for buffer, values in zip(recorded.draw[:5], draw[:5], strict=True):
                 buffer[: len(step)].copy_(values)
 
-    def record(self, batch: int, max_kv: int, mode: Sampling) -> Recorded:
-        """Runs a step of nothing but padding twice to compile what compiles, then records it."""
+    def buffers(self, batch: int, max_kv: int, mode: Sampling) -> Recorded:
+        """Buffers of a graph, all rows padding."""
         device, vocab = self.device, self.forward.model.config.vocab
         meta = StepMeta(
             phase="decode",
@@ -104,25 +106,28 @@ class DecodeGraphs:
             positions=torch.zeros(batch, dtype=torch.int64, device=device),
             block_size=self.block_size,
         )
-        recorded = Recorded(
+        return Recorded(
             meta=meta,
             ids=torch.zeros(batch, dtype=torch.int64, device=device),
             draw=Draw.of([mode.seeded(0)] * batch, vocab, device),
             drawn=torch.zeros(self.ahead, batch, dtype=torch.int64, device=device),
             count=torch.zeros(1, dtype=torch.int64, device=device),
-            graph=torch.cuda.CUDAGraph(),
         )
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+
+    def record(self, recorded: Recorded) -> None:
+        """Runs a step of nothing but padding twice, to compile what compiles, then records it."""
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(2):
                 self.step(recorded)
                 recorded.count.zero_()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch.cuda.synchronize(self.device)
+        recorded.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(recorded.graph, pool=self.pool):
             self.step(recorded)
-        return recorded
 
     def step(self, recorded: Recorded) -> None:
         """What is recorded: a step, its draw, and its inputs moved on by one token."""
