@@ -52,7 +52,7 @@ CPU = (
 )
 
 CUDA = (
-    AttentionWorkload("prefill-512x16-gqa4-d128", 32, 8, 128, 16, "512/512*16"),
+    AttentionWorkload("prefill-512x64-gqa4-d128", 32, 8, 128, 16, "512/512*64"),
     AttentionWorkload("prefill-8k-gqa4-d128", 32, 8, 128, 16, "8192/8192"),
     AttentionWorkload("prefill-32k-gqa8-d128", 64, 8, 128, 16, "32768/32768"),
     AttentionWorkload("prefill-varlen-8k-gqa4-d64", 32, 8, 64, 16, "256/256*8 1024/1024*2 4096/4096", layers=2),

@@ -35,8 +35,8 @@ NORMALIZATION_CUDA = (
     PointwiseWorkload("prefill-8k-d4096", 8192, 4096, repeat=4),
     PointwiseWorkload("prefill-32k-d8192", 32768, 8192),
     PointwiseWorkload("head-norm-8k-h32-d128", 8192 * 32, 128, residual=False, repeat=4),
-    PointwiseWorkload("decode-b64-d4096", 64, 4096, repeat=64),
-    PointwiseWorkload("decode-b1-d8192", 1, 8192, repeat=64),
+    PointwiseWorkload("decode-b64-d4096", 64, 4096, repeat=128),
+    PointwiseWorkload("decode-b1-d8192", 1, 8192, repeat=128),
 )
 
 ACTIVATION_UNIT = (
