@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import torch
 
 from engine.slots.header import HeaderError
 from engine.slots.kind import CallFailed
@@ -119,6 +120,8 @@ class Attempt:
                 file.path, file.kind, "", None, status_of(error), reasons=[reason], summary=reason.sentence
             )
         where = machine.environment()
+        # More threads than processors are left to the judge only spin against the host's.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - where.threads))
         hosts = Hosts(self.level, where.threads, slot=self.slot, unconfined=self.unconfined)
         trial = Trial(judged, hosts, Source(self.seed).child(file.path), where, self.say)
         name = f"{judged.header.kind} {judged.header.name}"

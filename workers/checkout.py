@@ -5,6 +5,7 @@ pull request can run.
 """
 
 import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -155,7 +156,8 @@ def _blobs(mirror: Path, shas: list[str]) -> list[bytes]:
 
 def lay_out(mirror: Path, job: Job, folder: Path) -> Trees:
     """Writes both trees below `folder`. Raises CheckoutError for base's faults, RefusedFile for those of head's files."""
-    trees = Trees(folder / "base", folder / "head")
+    # A host can read in /proc/self/mountinfo where its files lie outside: the folder must not tell it which side it is.
+    trees = Trees(folder / secrets.token_hex(8), folder / secrets.token_hex(8))
     entries = [e for e in _listing(mirror, job.base_sha, ["engine"]) if not e.path.startswith(LEFT_OUT)]
     if not entries:
         raise CheckoutError(f"Commit {job.base_sha} has no folder engine/.")
