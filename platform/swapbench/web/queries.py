@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from swapbench.mergequeue.models import BranchState, Build, QueueEntry, QueueEvent
 from swapbench.submissions.models import Attempt, AuditEvent, Submission, Verdict, Worker
+from swapbench.submissions.verdicts import OURS
 from swapbench.web.filters import PAGE_SIZE, SubmissionFilter
 from swapbench.web.progress import StageShown, stages_of_outcome, stages_of_running
 from workers.protocol import (
@@ -342,3 +343,22 @@ def submission_named(name: str) -> Submission | None:
 def measured_verdict(submission: Submission) -> Verdict | None:
     """The submission's current verdict that holds measured cases."""
     return next((verdict for verdict in submission.verdicts.filter(current=True).order_by("path") if verdict.cases), None)
+
+
+def maintain_page(number: int) -> dict[str, Any]:
+    """What waits for a maintainer, and a page of the audit log."""
+    waiting = Submission.objects.filter(state=Submission.State.WAITING).select_related("pull_request").order_by("id")
+    live = Submission.objects.filter(state=Submission.State.JUDGING).select_related("pull_request").order_by("id")
+    undecided = [*OURS, Verdict.Status.INCONCLUSIVE]
+    stuck = Submission.objects.filter(
+        state=Submission.State.JUDGED, verdicts__current=True, verdicts__status__in=undecided
+    ).select_related("pull_request")
+    merging = [entry for entry in queue_entries() if entry.state == QueueEntry.State.WAITING]
+    return {
+        "waiting": list(waiting[:100]),
+        "live": list(live[:100]),
+        "undecided": list(stuck.distinct().order_by("-id")[:50]),
+        "merging": merging,
+        "branch": branch(),
+        "page": Paginator(AuditEvent.objects.select_related("submission__pull_request"), PAGE_SIZE).get_page(number),
+    }

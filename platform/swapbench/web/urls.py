@@ -4,7 +4,7 @@ from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path, register_converter
 from django.views.i18n import set_language
 
-from swapbench.web.views import compare, history, now, people, queue, site, submissions, tracks
+from swapbench.web.views import compare, history, maintain, now, people, queue, site, submissions, tracks
 
 
 class Number:
@@ -50,6 +50,8 @@ urlpatterns = [
     path("people/<name:name>", people.page, name="person"),
     path("history", history.page, name="history"),
     path("compare", compare.page, name="compare"),
+    path("maintain", maintain.page, name="maintain"),
+    path("maintain/act", maintain.act, name="maintain-act"),
     path("about/", site.about, name="about"),
     path("healthz", site.healthz, name="healthz"),
     path("assets/<name:name>", site.plotly, name="plotly"),
