@@ -10,6 +10,10 @@ class ForgeError(Exception):
     """The forge could not be asked or would not do it; `str(error)` says what happened. Worth another try later."""
 
 
+class NoSuchPullRequest(ForgeError):
+    """The forge has no pull request of that number (any more)."""
+
+
 class NotFastForward(ForgeError):
     """The branch is not where it was expected to be; nothing was changed."""
 
@@ -89,8 +93,8 @@ class Forge(Protocol):
         Raises NotFastForward where the branch is no longer at `old_sha`.
         """
 
-    def publish(self, number: int, report: ReportText, earlier: PublishedReport) -> PublishedReport:
-        """Publishes a report in place of an earlier one."""
+    def publish(self, number: int, report: ReportText, earlier: PublishedReport, with_comment: bool) -> PublishedReport:
+        """Publishes a report in place of an earlier one: the check run, and the sticky comment if `with_comment`."""
 
     def problems(self) -> list[str]:
         """What keeps the forge from working, each a sentence with what to do; for `manage.py doctor`."""

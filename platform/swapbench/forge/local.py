@@ -7,7 +7,14 @@ from pathlib import Path
 
 from django.conf import settings
 
-from swapbench.forge.contract import ForgeError, NotFastForward, PublishedReport, PullRequestInfo, ReportText
+from swapbench.forge.contract import (
+    ForgeError,
+    NoSuchPullRequest,
+    NotFastForward,
+    PublishedReport,
+    PullRequestInfo,
+    ReportText,
+)
 from swapbench.forge.mirror import GitError, git
 from swapbench.submissions.policy import policy
 from swapbench.submissions.text import clean
@@ -44,7 +51,7 @@ class LocalForge:
     def pull_request(self, number: int) -> PullRequestInfo:
         pulls = self._pulls()
         if number not in pulls:
-            raise ForgeError(f"There is no pull request {number} in {self.path}.")
+            raise NoSuchPullRequest(f"There is no pull request {number} in {self.path}.")
         return self._info(number, pulls[number], pulls[number] in self._merged())
 
     def _pulls(self) -> dict[int, str]:
@@ -67,7 +74,7 @@ class LocalForge:
 
     def _info(self, number: int, sha: str, merged: bool) -> PullRequestInfo:
         said = self._git("log", "-1", "--format=%s%x00%an%x00%ae", sha).decode("utf-8", "replace").rstrip("\n")
-        subject, author, email = (said.split("\0") + ["", "", ""])[:3]
+        subject, author, email = [*said.split("\0"), "", "", ""][:3]
         return PullRequestInfo(
             number=number,
             title=clean(subject)[:300] or f"Pull request {number}",
@@ -104,10 +111,10 @@ class LocalForge:
                 raise NotFastForward(f"{branch} has moved: {error}") from None
             raise
 
-    def publish(self, number: int, report: ReportText, earlier: PublishedReport) -> PublishedReport:
+    def publish(self, number: int, report: ReportText, earlier: PublishedReport, with_comment: bool) -> PublishedReport:
         # The Report row is the local forge's comment: pages show it from there.
         name = hashlib.sha256(f"{number} {report.head_sha}".encode()).hexdigest()[:12]
-        return PublishedReport(check_run=f"local-{name}", comment=f"local-{number}")
+        return PublishedReport(check_run=f"local-{name}", comment=f"local-{number}" if with_comment else "")
 
     def problems(self) -> list[str]:
         try:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from django.conf import settings
 
-EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 TIMEOUT = 60.0
 COMMITTER = {
     "GIT_AUTHOR_NAME": "Swapbench",
@@ -26,7 +25,6 @@ _GIT = (
     *("-c", "protocol.allow=never"),
     *("-c", "protocol.file.allow=always"),
     *("-c", "protocol.https.allow=always"),
-    *("-c", "fetch.fsckObjects=true"),
     *("-c", "fetch.recurseSubmodules=false"),
     *("-c", "gc.auto=0"),
     *("-c", "maintenance.auto=false"),
@@ -88,7 +86,11 @@ def environment(extra: Mapping[str, str] = {}) -> dict[str, str]:
 
 
 def git(
-    repository: Path, *arguments: str, stdin: bytes | None = None, extra: Mapping[str, str] = {}, ok: tuple[int, ...] = (0,)
+    repository: Path,
+    *arguments: str,
+    stdin: bytes | None = None,
+    extra: Mapping[str, str] = {},
+    ok: tuple[int, ...] = (0,),
 ) -> tuple[int, bytes]:
     """Runs git on a bare repository: (exit status, stdout). Raises GitError for a status that is not in `ok`."""
     try:
@@ -193,12 +195,6 @@ class Mirror:
         lines = log.decode("utf-8", "replace").splitlines()
         name, _, email = lines[-1].partition("\0") if lines else ("", "", "")
         return name, email
-
-    def subject_and_author(self, commit: str) -> tuple[str, str, str]:
-        """A commit's subject, and its author's name and e-mail."""
-        said = self._git("log", "-1", "--format=%s%x00%an%x00%ae", commit).decode("utf-8", "replace").rstrip("\n")
-        subject, name, email = (said.split("\0") + ["", "", ""])[:3]
-        return subject, name, email
 
     def merge_tree(self, ours: str, theirs: str) -> tuple[str, list[str]]:
         """The tree that merging two commits gives, and the paths that conflict (then the tree is of no use).

@@ -2,6 +2,7 @@
 
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from swapbench.submissions.models import Submission
@@ -51,12 +52,12 @@ class QueueEntry(models.Model):
     state = models.CharField(max_length=10, choices=State, default=State.WAITING)
     sentence = models.TextField(blank=True, default="")
     """Why it waits, or why it left."""
-    entered_at = models.DateTimeField(auto_now_add=True)
+    entered_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
     merge_sha = models.CharField(max_length=40, blank=True, default="")
 
     class Meta:
-        ordering = ["-priority", "id"]
+        ordering = ["-priority", "entered_at", "id"]
         verbose_name_plural = "queue entries"
 
     def __str__(self) -> str:

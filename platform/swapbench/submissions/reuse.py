@@ -8,10 +8,28 @@ from swapbench.submissions.models import Attempt, Submission, Verdict
 from swapbench.submissions.policy import policy, suite_version
 from swapbench.submissions.verdicts import OURS, worst
 
-COPIED = (
-    "isolation status speed speedup speedup_low speedup_high speedup_level against track_speedup track_speedup_low "
-    "track_speedup_high reasons next_steps cases tests quality meets figures summary qualifies"
-).split()
+COPIED = [
+    "isolation",
+    "status",
+    "speed",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_level",
+    "against",
+    "track_speedup",
+    "track_speedup_low",
+    "track_speedup_high",
+    "reasons",
+    "next_steps",
+    "cases",
+    "tests",
+    "quality",
+    "meets",
+    "figures",
+    "summary",
+    "qualifies",
+]
 
 
 def reuse(submission: Submission) -> bool:

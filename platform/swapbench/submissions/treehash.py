@@ -12,7 +12,13 @@ def tree_hash(source: str, header: Header) -> str:
     Two files with the same hash are the same code, and get one draw between them. Names are kept: a method that is
     renamed is another method to its caller. Where the source does not parse, it is hashed as it stands.
     """
-    claims = (header.kind, header.quality_class, header.devices, header.dtypes, sorted(map(repr, header.limits.items())))
+    claims = (
+        header.kind,
+        header.quality_class,
+        header.devices,
+        header.dtypes,
+        sorted(map(repr, header.limits.items())),
+    )
     try:
         body = ast.dump(_Normalise(header.name).visit(ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -31,6 +37,10 @@ class _Normalise(ast.NodeTransformer):
         body = getattr(node, "body", None)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and body:
             first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = body[1:]
         return super().visit(node)  # type: ignore[no-any-return]

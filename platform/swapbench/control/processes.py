@@ -1,0 +1,87 @@
+"""Starts processes that end with the one that started them, and ends them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from django.conf import settings
+
+GRACE_SECONDS = 5.0
+
+
+class Child:
+    """A process of its own process group."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path | None = None, **environment: str) -> None:
+        self.name = name
+        self._command = command
+        self._log = log
+        self._environment = environment
+        self.process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        environment = os.environ | self._environment
+        path = [str(settings.ROOT), str(settings.ROOT / "platform"), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(part for part in path if part)
+        parent = os.getpid()
+        output = self._log.open("ab") if self._log else None
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-c", _TETHERED, str(parent), *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                cwd=settings.ROOT,
+                env=environment,
+                start_new_session=True,
+            )
+        finally:
+            if output:
+                output.close()
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def restart(self) -> None:
+        """Starts it again, after it has ended."""
+        self.end()
+        self.process = self._start()
+
+    def end(self) -> None:
+        """Ends it and all of its group: asked first, then killed."""
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, how)
+            except ProcessLookupError:
+                break
+            try:
+                self.process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+            if how == signal.SIGTERM:
+                continue  # The leader has ended; what is left of its group is killed.
+        self.process.wait()
+
+
+# Sets the parent-death signal in the child itself: between fork and exec, Python code may not run safely beside threads.
+_TETHERED = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module with this interpreter; to be given to Child."""
+    return ["-m", module, *arguments]
+
+
+def manage(*arguments: str) -> list[str]:
+    """The command that runs manage.py with this interpreter; to be given to Child."""
+    return [str(settings.ROOT / "manage.py"), *arguments]
