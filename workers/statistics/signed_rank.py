@@ -1,11 +1,11 @@
 """The sign-flip test with Wilcoxon's scores, and the estimate and interval that it inverts to.
 
-A sign-flip test needs a score for each pair. Three were compared by power at equal level on 8 and 12 pairs: the log-ratios
-themselves, log-ratios cut off at their median size (Maritz, Biometrika 66, 1979), and their ranks (Wilcoxon, Biometrics
-Bulletin 1, 1945). On quiet machines they are within a few per cent of each other. Where one pair in ten is hit by a burst, ranks
-stay within a few per cent of the best and the plain log-ratios fall far behind. Ranks are used: their null distribution is exact
-for any number of pairs and any ties, without enumeration or random numbers, and they invert to an interval in closed
-form, so a p-value and the interval printed beside it can never disagree.
+A sign-flip test needs a score for each pair. Three were compared by power at equal level on 8 pairs (the last table of
+benchmarks/statistics_power.py): the log-ratios themselves, log-ratios cut off at their median size (Maritz, Biometrika 66, 1979), and their ranks
+(Wilcoxon, Biometrics Bulletin 1, 1945). On a quiet machine they are within two per cent of each other. With one pair in ten hit by a burst, at
+the level of the confirmation, 1.5 standard deviations are found by ranks in 90 per cent, by plain log-ratios in 80, by cut ones in 93.
+Ranks are used: their null distribution is exact for any number of pairs and any ties, without enumeration or random
+numbers, and they invert to an interval in closed form, so a p-value and the interval printed beside it cannot disagree.
 """
 
 import math
