@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from swapbench.submissions.models import Attempt, Submission
 from tests.web import sample
-from tests.web.conftest import CHROMIUM, FLAGS
+from tests.web.chromium import CHROMIUM, FLAGS
 
 pytestmark = [
     pytest.mark.browser,

@@ -359,6 +359,11 @@ def maintain_page(number: int) -> dict[str, Any]:
         "live": list(live[:100]),
         "undecided": list(stuck.distinct().order_by("-id")[:50]),
         "merging": merging,
+        "left": list(
+            QueueEntry.objects.filter(state=QueueEntry.State.LEFT, submission__pull_request__state="open")
+            .select_related("submission__pull_request")
+            .order_by("-ended_at")[:20]
+        ),
         "branch": branch(),
         "page": Paginator(AuditEvent.objects.select_related("submission__pull_request"), PAGE_SIZE).get_page(number),
     }

@@ -10,6 +10,8 @@ from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
+from swapbench.mergequeue.hold import hold, put_back, release, take_out
+from swapbench.mergequeue.models import BranchState, QueueEntry
 from swapbench.submissions.approve import approve_judging, approve_merging
 from swapbench.submissions.refusal import NotPossible
 from swapbench.submissions.retry import retry
@@ -71,11 +73,50 @@ def _cancel(request: HttpRequest, by: str) -> str:
     return _("Submission %(number)d was cancelled.") % {"number": submission.pk}
 
 
+def _branch() -> BranchState:
+    branch = queries.branch()
+    if branch is None:
+        raise NotPossible(_("The queue has not looked at its branch yet."))
+    return branch
+
+
+def _hold(request: HttpRequest, by: str) -> str:
+    hold(_branch(), by, _text(request, "reason", LONGEST_REASON))
+    return _("The queue is held; nothing is merged until the hold is lifted.")
+
+
+def _release(request: HttpRequest, by: str) -> str:
+    release(_branch(), by)
+    return _("The queue goes on.")
+
+
+def _entry(request: HttpRequest) -> QueueEntry:
+    submission = found(filters.number(request.POST, "submission", 0))
+    entry = QueueEntry.objects.filter(submission=submission).select_related("branch", "submission__pull_request").first()
+    if entry is None:
+        raise NotPossible(_("Submission %(number)d is not in the queue.") % {"number": submission.pk})
+    return entry
+
+
+def _put_back(request: HttpRequest, by: str) -> str:
+    put_back(_entry(request), by)
+    return _("It waits in the queue again.")
+
+
+def _take_out(request: HttpRequest, by: str) -> str:
+    take_out(_entry(request), by, _text(request, "reason", LONGEST_REASON))
+    return _("It was taken out of the queue.")
+
+
 ACTIONS: dict[str, Callable[[HttpRequest, str], str]] = {
     "approve-judging": _approve_judging,
     "approve-merging": _approve_merging,
     "retry": _retry,
     "cancel": _cancel,
+    "hold": _hold,
+    "release": _release,
+    "put-back": _put_back,
+    "take-out": _take_out,
 }
 
 
