@@ -40,6 +40,9 @@ KEYS_A_SPLIT = 256
 
 MAX_SPLITS = 64
 
+TILE = 64
+"""Queries in a tile: one tensor-core instruction of a warp group takes so many rows."""
+
 
 @functools.cache
 def multiprocessors(device: int) -> int:
@@ -65,7 +68,6 @@ class Paged(StandardKV):
             return
         bounds = meta.cu_q.tolist()
         totals = meta.kv_len.tolist()
-        block = tile_rows(self.shape.head_dim)
         tiles: list[tuple[int, int, int]] = []
         single: list[int] = []
         self.whole = []
@@ -77,7 +79,7 @@ class Paged(StandardKV):
             elif new == total and new >= LONG_PROMPT and self.shape.window is None:
                 self.whole.append((first, last))
             else:
-                tiles += [(total - new + start, sequence, start) for start in range(0, new, block)]
+                tiles += [(total - new + start, sequence, start) for start in range(0, new, TILE)]
         # The tiles with the most keys first: whoever starts last should have the least to do.
         tiles.sort(reverse=True)
         device = meta.cu_q.device
@@ -150,10 +152,10 @@ class Paged(StandardKV):
             PAGE=meta.block_size,
             WINDOW=shape.window or 0,
             SPLITS=splits,
-            BLOCK=64,
+            BLOCK=64 if narrow(q) else 32,
             INDEXED=which is not None,
             num_warps=4,
-            num_stages=3,
+            num_stages=3 if narrow(q) else 2,
         )
         if splits > 1:
             join_kernel[(count, shape.q_heads)](
@@ -188,8 +190,8 @@ class Paged(StandardKV):
             HEAD_DIM=shape.head_dim,
             PAGE=meta.block_size,
             WINDOW=shape.window or 0,
-            ROWS=tile_rows(shape.head_dim),
-            BLOCK=64,
+            ROWS=TILE,
+            BLOCK=64 if narrow(q) else 32,
             num_warps=8 if shape.head_dim >= 128 else 4,
             num_stages=2,
         )
@@ -199,9 +201,9 @@ LOG2_E = 1.4426950408889634
 """exp(x) = exp2(x * LOG2_E), and GPUs have an instruction for exp2."""
 
 
-def tile_rows(head_dim: int) -> int:
-    """Queries in a tile: as many as registers hold beside their sums."""
-    return 128 if head_dim <= 128 else 64
+def narrow(q: Tensor) -> bool:
+    """Whether a row of a head is at most 256 bytes, so that 64 keys and values fit several times into shared memory."""
+    return q.shape[-1] * q.element_size() <= 256
 
 
 def split_count(programs: int, keys: int, q: Tensor) -> int:

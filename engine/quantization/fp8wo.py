@@ -106,18 +106,17 @@ if triton is not None:
         total = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
         for at in range(0, inputs, BLOCK):
             column = at + tl.arange(0, BLOCK)
+            at_weight = q + start + column[None, :]
             if EVEN:
-                a = tl.load(x + column)
-                w = tl.load(q + start + column[None, :], mask=inside[:, None], other=0.0, eviction_policy="evict_first")
+                a = tl.load(x + column).to(tl.float32)
+                w = tl.load(at_weight, mask=inside[:, None], eviction_policy="evict_first").to(tl.float32)
             else:
-                a = tl.load(x + column, mask=column < inputs, other=0.0)
-                w = tl.load(
-                    q + start + column[None, :],
-                    mask=inside[:, None] & (column < inputs)[None, :],
-                    other=0.0,
-                    eviction_policy="evict_first",
-                )
-            total += w.to(tl.float32) * a.to(tl.float32)[None, :]
+                known = column < inputs
+                a = tl.load(x + column, mask=known, other=0.0).to(tl.float32)
+                w = tl.load(at_weight, mask=inside[:, None] & known[None, :], eviction_policy="evict_first")
+                # What was not loaded may be anything, NaN too, which no zero beside it makes harmless.
+                w = tl.where(known[None, :], w.to(tl.float32), 0.0)
+            total += w * a[None, :]
         result = tl.sum(total, 1) * tl.load(scale + row, mask=inside, other=0.0).to(tl.float32)
         tl.store(y + row, result.to(y.dtype.element_ty), mask=inside)
 
@@ -150,10 +149,10 @@ if triton is not None:
             w = tl.load(
                 q + row.to(tl.int64)[None, :] * inputs + column[:, None],
                 mask=inside[None, :] & known[:, None],
-                other=0.0,
                 eviction_policy="evict_first",
             )
-            total = tl.dot(a, w.to(a.dtype), total, input_precision="ieee")
+            w = tl.where(known[:, None], w.to(a.dtype), 0.0).to(a.dtype)
+            total = tl.dot(a, w, total, input_precision="ieee")
         total *= tl.load(scale + row, mask=inside, other=0.0).to(tl.float32)[None, :]
         tl.store(
             y + token[:, None] * outputs + row[None, :],

@@ -70,7 +70,7 @@ class Attention(Protocol):
     Optional: `allocate(name: str, spec: TensorSpec, device) -> Tensor` where storage of the cache is not to be plain
     zeros; `evict(kv, meta) -> Tensor` (int64, pages that may be freed); for class S
     `select(q, k, kv, meta) -> Tensor` (bool[T, q_heads, max_blocks], true where a query head of a token reads the
-    page; called after `write`).
+    page), called after `forward` of the same step, so that what `forward` has chosen can be kept for it.
     """
 
     def __init__(self, shape: AttentionShape) -> None: ...

@@ -9,7 +9,7 @@ from engine.slots.kind import Environment
 
 PHASES = ("prefill", "decode", "mixed")
 KEYS: dict[str, tuple[str, ...]] = {
-    "attention": ("head_dims", "phases", "window", "kv", "max_group"),
+    "attention": ("head_dims", "phases", "window", "kv", "max_group", "evict"),
     "quantization": ("embedding", "multiple_of"),
     "normalization": (),
     "activation": (),
@@ -28,6 +28,7 @@ class Caps:
     needs: Python packages beyond torch.
     head_dims: head sizes (attention); empty for any. phases: kinds of step. window: supports sliding windows.
     kv: "standard" or "own" layout of the cache. max_group: largest ratio of query to key/value heads; 0 for any.
+    evict: offers `evict`.
     embedding: offers `embedding` (quantization). multiple_of: the input size must be a multiple of it.
     machines: values of platform.machine() that an adapter is for; empty for any. operators: names that it binds.
     """
@@ -43,6 +44,7 @@ class Caps:
     window: bool = True
     kv: str = "standard"
     max_group: int = 0
+    evict: bool = False
     embedding: bool = False
     multiple_of: int = 1
     machines: tuple[str, ...] = ()

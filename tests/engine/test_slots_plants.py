@@ -254,7 +254,21 @@ def test_sparse_attention_that_reads_other_pages_than_it_selects_is_named() -> N
             return reference(q, kv, meta, self.shape, q.dtype)
 
     found = findings(header("attention", "S"), Dense)
-    assert "not attention over the pages that select names" in found["selection"]
+    assert "not attention over the pages that select names" in found["decode-long-float32"]
+
+
+def test_sparse_attention_that_leaves_a_token_nothing_to_read_is_named() -> None:
+    class Empty(EverySecondPage):
+        def select(self, q: Tensor, k: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
+            chosen = super().select(q, k, kv, meta)
+            chosen[-1, 1] = False
+            return chosen
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
+            return reference(q, kv, meta, self.shape, q.dtype, super().select(q, k, kv, meta))
+
+    found = findings(header("attention", "S"), Empty)
+    assert "select leaves query head 1 of token" in found["decode-long-float32"]
 
 
 # -- quantization -------------------------------------------------------------------------------------------------------

@@ -81,3 +81,21 @@ def test_attention_sends_one_message_a_layer(model: Any) -> None:
     remote = Engine(model, {"attention": slot.proxy(runner, header("attention"))}, trusted=True, kv_tokens=1024)
     remote.logits([TEXTS[2]])
     assert runner.calls == {"layer": 2}
+
+
+def test_pages_that_an_attention_lets_go_of_are_offered_to_the_engine(model: Any) -> None:
+    sdpa: Any = registry.load("attention", "sdpa")
+
+    class Forgetful(sdpa):  # type: ignore[misc]
+        """Lets go of the first page of every sequence, once it has another."""
+
+        def evict(self, kv: torch.Tensor, meta: Any) -> torch.Tensor:
+            return meta.block_table[meta.kv_len > meta.block_size, 0]
+
+    slot = kind_named("attention")
+    runner = Counting(slot, Forgetful)
+    proxy = slot.proxy(runner, header("attention", evict=True))
+    remote = Engine(model, {"attention": proxy}, trusted=True, kv_tokens=1024, block_size=8)
+    assert remote.evicts
+    remote.logits([TEXTS[2]], 8)
+    assert runner.calls["evict"] > 0

@@ -117,7 +117,7 @@ class AttentionKind(SlotKind):
             preferred = "bfloat16" if environment.device == "cuda" else "float32"
             dtypes = [preferred] if preferred in dtypes else dtypes[:1]
         return [
-            self.case(workload, dtype, environment.device, suite, caps)
+            self.case(workload, dtype, environment.device, suite, caps, header.quality_class == "S")
             for workload in workloads
             if self.supports(caps, workload)
             for dtype in dtypes
@@ -138,7 +138,9 @@ class AttentionKind(SlotKind):
         )
 
     @staticmethod
-    def case(workload: AttentionWorkload, dtype: str, device: str, suite: Suite, caps: Caps) -> Case:
+    def case(
+        workload: AttentionWorkload, dtype: str, device: str, suite: Suite, caps: Caps, sparse: bool = False
+    ) -> Case:
         """The case of a workload in a dtype on a device."""
         shape = AttentionShape(
             workload.q_heads, workload.kv_heads, workload.head_dim, workload.head_dim**-0.5, workload.window or None
@@ -153,6 +155,7 @@ class AttentionKind(SlotKind):
             "suite": suite,
             "device": device,
             "kv": caps.kv,
+            "sparse": sparse,
         }
         name = f"{workload.name}-{dtype}" if suite == "unit" else workload.name
         return Case(name, dtype, params)
@@ -259,11 +262,18 @@ class AttentionKind(SlotKind):
         of its own, and what is nearer to the truth than it would be taken for wrong.
         """
         written = after_write(held["origin"].tensor, call, held["scratch"].tensor)
+        if case["sparse"]:
+            # What is right depends on the pages that the implementation selects: `compare` computes it from these.
+            meta = {name: call.inputs[name] for name in META_TENSORS}
+            return {"q": call.inputs["q"], "written": written, **meta, **self.state(call, written)}
         finer = case["suite"] == "unit" and case.dtype == "float32"
         expected = {"out": self.attended(case, written, call, torch.float64 if finer else torch.float32).float()}
-        if "kv" in call.check_state:
-            expected["state:kv"] = written
-        return expected
+        return {**expected, **self.state(call, written)}
+
+    @staticmethod
+    def state(call: Call, written: Tensor) -> dict[str, Tensor]:
+        """The entry for the cache, where the call asks for it."""
+        return {"state:kv": written} if "kv" in call.check_state else {}
 
     def plain(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition with both products in the case's dtype."""
@@ -286,20 +296,14 @@ class AttentionKind(SlotKind):
         expected: Mapping[str, Tensor],
         plain: Mapping[str, Tensor] | None,
     ) -> Finding | None:
-        """The output by class; the cache bit for bit. What class S leaves out is judged by its property `selection`."""
-        finding = None
-        if header.quality_class != "S":
+        """The output by class, for class S under the pages that were selected; the cache bit for bit."""
+        if case["sparse"]:
+            finding = compare_sparse(case, got, expected)
+        else:
+            yardstick = None if plain is None else plain["out"]
             finding = compare_output(
-                "out",
-                got["out"],
-                expected["out"],
-                None if plain is None else plain["out"],
-                case.dtype,
-                header.quality_class,
-                "token",
+                "out", got["out"], expected["out"], yardstick, case.dtype, header.quality_class, "token"
             )
-        elif not bool(torch.isfinite(got["out"]).all()):
-            finding = compare_output("out", got["out"], expected["out"], None, case.dtype, "S", "token")
         if finding is None and "state:kv" in expected:
             finding = same_bits(
                 "kv",
@@ -334,10 +338,8 @@ class AttentionKind(SlotKind):
     def proxy(self, runner: Runner, header: Header) -> Any:
         """A class to be used in place of the implementation's, whose instances forward to `runner`."""
 
-        class Remote(RemoteAttention):
-            channel = AttentionChannel(runner)
-
-        return Remote
+        base = RemoteEvictingAttention if Caps.of(header).evict else RemoteAttention
+        return type("Remote", (base,), {"channel": AttentionChannel(runner)})
 
     # -- the host's side --------------------------------------------------------------------------------------------
 
@@ -361,14 +363,57 @@ def lacking(implementation: Any, methods: Sequence[str], kind: str, advice: str 
     return [f"The class {implementation.__name__} lacks {', '.join(missing)} of the {kind} contract. {advice}".strip()]
 
 
+def compare_sparse(case: Case, got: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Finding | None:
+    """The output of a sparse step against the definition over the pages that it says it read."""
+    layers = int(case["layers"])
+    meta = StepMeta(
+        phase="mixed", max_q=0, max_kv=0, block_size=int(case["block_size"]), **{n: given[n] for n in META_TENSORS}
+    )
+    mask = got["mask"]
+    pages = torch.arange(mask.shape[-1], device=mask.device)
+    readable = pages <= (meta.positions // meta.block_size).repeat(layers)[:, None]
+    blind = ~(mask & readable[:, None]).any(-1)
+    if bool(blind.any()):
+        row, head = (int(i) for i in blind.nonzero()[0])
+        return Finding(
+            f"select leaves query head {head} of token {row}, at position "
+            f"{int(meta.positions.repeat(layers)[row])} of its sequence, without any page that it may read.",
+            "mask",
+            (row, head),
+        )
+    parts = zip(given["q"].chunk(layers), given["written"], mask.chunk(layers), strict=True)
+    shape = shape_of(case.params)
+    wanted = torch.cat([reference(q, kv, meta, shape, block_mask=chosen) for q, kv, chosen in parts])
+    finding = compare_output("out", got["out"], wanted, None, case.dtype, "E", "token")
+    if finding is None:
+        return None
+    return Finding(
+        f"forward is not attention over the pages that select names. {finding.sentence}",
+        "out",
+        finding.index,
+        finding.expected,
+        finding.got,
+        finding.figures,
+    )
+
+
 def step_call(case: Case, meta: StepMeta, q: Tensor, k: Tensor, v: Tensor) -> Call:
     """The call of a step over the held cache `kv`; q, k and v have layers * T rows."""
     shape = shape_of(case.params)
+    outputs = {"out": TensorSpec((q.shape[0], shape.q_heads, shape.head_dim), case.dtype)}
+    if case["sparse"]:
+        outputs["mask"] = TensorSpec((q.shape[0], shape.q_heads, meta.block_table.shape[1]), "bool")
     return Call(
         operation="step",
-        params={**shape_params(shape), **meta_params(meta), "layers": case["layers"], "kv": "kv"},
+        params={
+            **shape_params(shape),
+            **meta_params(meta),
+            "layers": case["layers"],
+            "kv": "kv",
+            "select": case["sparse"],
+        },
         inputs={**meta_inputs(meta), "q": q, "k": k, "v": v},
-        outputs={"out": TensorSpec((q.shape[0], shape.q_heads, shape.head_dim), case.dtype)},
+        outputs=outputs,
         check_state=("kv",) if case["kv"] == "standard" else (),
     )
 
@@ -439,7 +484,7 @@ class AttentionDriver:
     def run(
         self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor], held: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """step, layer, select and evict, as the functions of these names describe."""
+        """step, layer, backward and evict."""
         shape = shape_of(params)
         attention = self.instance(shape)
         kv = held[str(params["kv"])]
@@ -447,14 +492,10 @@ class AttentionDriver:
             return self.layer(attention, shape, params, inputs, kv)
         meta = meta_of(params, inputs)
         if operation == "step":
-            return self.step(attention, meta, int(params["layers"] or 1), inputs, kv)
+            return self.step(attention, meta, int(params["layers"] or 1), inputs, kv, bool(params.get("select")))
         if operation == "backward":
             return self.backward(attention, meta, inputs, kv[0])
         attention.plan(meta)
-        if operation == "select":
-            k, v = inputs["k"], inputs["v"]
-            attention.write(k, v, kv[0], meta)
-            return {"mask": attention.select(inputs["q"], k, kv[0], meta)}
         if operation == "evict":
             free = torch.zeros(int(params["blocks"] or 0), dtype=torch.bool, device=kv.device)
             free[attention.evict(kv, meta).long()] = True
@@ -463,19 +504,21 @@ class AttentionDriver:
 
     @staticmethod
     def step(
-        attention: Any, meta: StepMeta, layers: int, inputs: Mapping[str, Tensor], kv: Tensor
+        attention: Any, meta: StepMeta, layers: int, inputs: Mapping[str, Tensor], kv: Tensor, select: bool
     ) -> dict[str, Tensor]:
-        """One plan, then write and forward for each layer: the unit of what is timed."""
+        """One plan, then write and forward for each layer: the unit of what is timed. With `select`, also the pages read."""
         attention.plan(meta)
-        if layers == 1:
-            attention.write(inputs["k"], inputs["v"], kv[0], meta)
-            return {"out": attention.forward(inputs["q"], inputs["k"], inputs["v"], kv[0], meta)}
-        outputs = []
+        outputs, masks = [], []
         for layer in range(layers):
             q, k, v = (inputs[name].chunk(layers)[layer] for name in ("q", "k", "v"))
             attention.write(k, v, kv[layer], meta)
             outputs.append(attention.forward(q, k, v, kv[layer], meta))
-        return {"out": torch.cat(outputs)}
+            if select:
+                masks.append(attention.select(q, k, kv[layer], meta))
+        results = {"out": outputs[0] if layers == 1 else torch.cat(outputs)}
+        if select:
+            results["mask"] = masks[0] if layers == 1 else torch.cat(masks)
+        return results
 
     @staticmethod
     def backward(attention: Any, meta: StepMeta, inputs: Mapping[str, Tensor], kv: Tensor) -> dict[str, Tensor]:
@@ -564,6 +607,26 @@ class RemoteAttention:
             outputs={"out": TensorSpec.of(q)},
         )
         return self.channel.runner.run(call)["out"]
+
+
+class RemoteEvictingAttention(RemoteAttention):
+    """One whose implementation also offers `evict`."""
+
+    def evict(self, kv: Tensor, meta: StepMeta) -> Tensor:
+        """int64, the pages that may be freed. Raises CallFailed."""
+        blocks = kv.shape[1]
+        call = Call(
+            operation="evict",
+            params={
+                **shape_params(self.shape),
+                **meta_params(meta),
+                "kv": self.channel.names[kv.data_ptr()],
+                "blocks": blocks,
+            },
+            inputs=meta_inputs(meta),
+            outputs={"free": TensorSpec((blocks,), "bool")},
+        )
+        return self.channel.runner.run(call)["free"].nonzero().flatten()
 
 
 ATTENTION = AttentionKind()

@@ -53,6 +53,7 @@ class Bench:
         head_dim = 64 if not self.caps.head_dims or 64 in self.caps.head_dims else self.caps.head_dims[0]
         group = 2 if self.caps.max_group != 1 else 1
         workload = AttentionWorkload("property", 2 * group, 2, head_dim, PAGE, "1/1", window)
+        # What class S selects is judged by its cases; properties look at its output only.
         self.case = kind.case(workload, self.dtype, self.device, "unit", self.caps)
         self.shape = AttentionShape(2 * group, 2, head_dim, head_dim**-0.5, window or None)
 
@@ -322,9 +323,6 @@ def attention_properties(kind: "AttentionKind", header: Header, environment: Env
             finding.got,
         )
 
-    def selection(runner: Runner, source: Source) -> Finding | None:
-        return check_selection(bench, runner, source)
-
     def gradients(runner: Runner, source: Source) -> Finding | None:
         return check_gradients(bench, runner, source)
 
@@ -346,44 +344,9 @@ def attention_properties(kind: "AttentionKind", header: Header, environment: Env
         checks.append(("continuation", "Chunks and single tokens give what one prefill gives.", continuation))
     if caps.head_dims and "mixed" in caps.phases:
         checks.append(("refusal", "A head size beyond the declared ones is refused, or right.", refusal))
-    if not dense:
-        checks.append(("selection", "The output is attention over exactly the pages that select names.", selection))
     if caps.trainable and "mixed" in caps.phases:
         checks.append(("gradients", "Gradients by autograd are those of the definition.", gradients))
     return [Property(name, statement, check) for name, statement, check in checks]
-
-
-def check_selection(bench: Bench, runner: Runner, source: Source) -> Finding | None:
-    """Class S: `forward` against the definition under the mask that `select` gives; the mask must be usable and causal."""
-    step = bench.step(source, [1, 16, 1], [120, 80, 64])
-    rows = step.q.shape[0]
-    width = step.meta.block_table.shape[1]
-    bench.hold(runner, step)
-    call = bench.call(step)
-    spec = TensorSpec((rows, bench.shape.q_heads, width), "bool")
-    mask = runner.run(Call("select", call.params, call.inputs, {"mask": spec}))["mask"]
-    for row, (sequence, position) in enumerate(step.owner()):
-        if not bool(mask[row, :, : position // PAGE + 1].any(-1).all()):
-            return Finding(
-                f"select leaves a head of position {position} (sequence {sequence}) without any page that it may read.",
-                "mask",
-                (row,),
-            )
-    got = bench.run(runner, step)
-    written = step.origin[0].clone()
-    slots = written.flatten(1, 2)
-    slots[0, step.meta.slot_map], slots[1, step.meta.slot_map] = step.k, step.v
-    wanted = reference(step.q, written, step.meta, bench.shape, block_mask=mask)
-    finding = compare_output("out", got, wanted, None, bench.dtype, "E", "token")
-    if finding is None:
-        return None
-    return Finding(
-        f"forward is not attention over the pages that select names. {finding.sentence}",
-        "out",
-        finding.index,
-        finding.expected,
-        finding.got,
-    )
 
 
 def check_gradients(bench: Bench, runner: Runner, source: Source) -> Finding | None:
