@@ -1,1 +1,1 @@
-"""`manage.py demo`: the whole path on one machine, with sample pull requests. Uses the other rooms as any deployment does."""
+"""The demo: a local forge with sample pull requests, and all processes of the platform on this machine."""

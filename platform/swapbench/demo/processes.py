@@ -16,6 +16,8 @@ from swapbench.demo.samples import DemoError
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 10.0
+# The demo's pull requests are its own, so nobody needs to read them first; a public instance keeps the defaults.
+POLICY = '{"first_time_needs_approval": false, "merge_approvals": 0}'
 
 
 def _die_with_parent() -> None:
@@ -33,10 +35,8 @@ class Processes:
 
     def start(self, name: str, command: list[str]) -> None:
         """Starts `command`; what it prints goes to NAME.log."""
-        environment = os.environ | {
-            "PYTHONPATH": f"{settings.ROOT}:{settings.ROOT / 'platform'}",
-            "PYTHONUNBUFFERED": "1",
-        }
+        environment = {"SWAPBENCH_POLICY": POLICY} | os.environ
+        environment |= {"PYTHONPATH": f"{settings.ROOT}:{settings.ROOT / 'platform'}", "PYTHONUNBUFFERED": "1"}
         with open(self.logs / f"{name}.log", "ab") as log:
             self.running[name] = subprocess.Popen(
                 command,

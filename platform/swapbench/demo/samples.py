@@ -1,147 +1,67 @@
-"""The sample pull requests, and the local forge that they are opened on."""
+"""The sample pull requests: demo/pulls/NN-name/ with pull.toml and the files that it adds or changes under files/."""
 
-import os
-import subprocess
+import hashlib
+import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
-
-PULLS = settings.ROOT / "demo" / "pulls"
-# Fixed, so that the same sample is the same commit on every machine and in every run.
-WHEN = "2026-01-01T00:00:00+00:00"
+FOLDER = re.compile(r"([0-9]{2,4})-[a-z0-9-]+")
 
 
-class DemoError(Exception):
-    """The demo cannot begin; `str(error)` says why and what to do."""
+class SampleError(Exception):
+    """A sample cannot be read; `str(error)` says which, and what to write instead."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample pull request: a folder of demo/pulls, with what should come of it."""
+    """A sample pull request. `files` are bytes by path; `expected` is what pull.toml says of its verdict."""
 
     number: int
-    folder: Path
     title: str
     author_name: str
     author_email: str
-    expected: dict[str, Any]
     note: str
+    expected: dict[str, Any]
+    files: dict[str, bytes] = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever the pull request's content does."""
+        digest = hashlib.sha256(repr((self.title, self.author_name, self.author_email)).encode())
+        for path, content in sorted(self.files.items()):
+            digest.update(f"{path}\0{len(content)}\0".encode() + content)
+        return digest.hexdigest()
 
 
-def samples(folder: Path = PULLS) -> list[Sample]:
-    """The samples in the order of their folders' names, numbered from 1."""
-    found = []
-    for number, file in enumerate(sorted(folder.glob("*/pull.toml")), start=1):
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-        found.append(
-            Sample(
-                number,
-                file.parent,
-                values["title"],
-                values["author_name"],
-                values["author_email"],
-                values["expected"],
-                values.get("note", ""),
-            )
-        )
-    if not found:
-        raise DemoError(f"There are no sample pull requests in {folder}.")
-    return found
+def read_samples(folder: Path) -> list[Sample]:
+    """All samples in `folder`, by number. Raises SampleError."""
+    samples = []
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+        match = FOLDER.fullmatch(path.name)
+        if match and (path / "pull.toml").is_file():
+            samples.append(_read(path, int(match[1])))
+    numbers = [sample.number for sample in samples]
+    if len(set(numbers)) != len(numbers):
+        raise SampleError(f"Two folders in {folder} have the same number; the number is the pull request's.")
+    return samples
 
 
-def open_forge(forge: Path, pulls: list[Sample]) -> None:
-    """Makes the local forge where there is none: main is this checkout, refs/pull/N/head are the samples.
-
-    A forge that exists is kept as it is, merges included. Raises DemoError where this checkout's slot contracts have changed
-    since it was made: workers would refuse its base.
-    """
-    if (forge / "refs").exists():
-        before = _git(forge, "rev-parse", "--verify", "--quiet", "refs/heads/main:engine/slots")
-        if before != _tree_of_contracts(forge):
-            raise DemoError(
-                "The engine's slot contracts have changed since this demo began. Start over: make demo ARGS=--fresh"
-            )
-    else:
-        forge.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", str(forge)], check=True)
-        # Workers ask for exact commits, which no branch needs to name.
-        _git(forge, "config", "uploadpack.allowAnySHA1InWant", "true")
-        main = _commit(forge, _tree_of_checkout(forge), "Start from the checkout", "Swapbench", "demo@example.org")
-        _git(forge, "update-ref", "refs/heads/main", main)
-    root = _git(forge, "rev-list", "--max-parents=0", "refs/heads/main")
-    for sample in pulls:
-        ref = f"refs/pull/{sample.number}/head"
-        if not _git(forge, "rev-parse", "--verify", "--quiet", ref, check=False):
-            _git(forge, "update-ref", ref, _pull(forge, root, sample))
-
-
-def _pull(forge: Path, parent: str, sample: Sample) -> str:
-    index = forge / f"index.pull-{sample.number}"
-    environment = {"GIT_INDEX_FILE": str(index)}
+def _read(folder: Path, number: int) -> Sample:
     try:
-        _git(forge, "read-tree", parent, environment=environment)
-        files = sample.folder / "files"
-        for path in sorted(path for path in files.rglob("*") if path.is_file()):
-            blob = _git(forge, "hash-object", "-w", "--no-filters", "--", str(path))
-            inside = path.relative_to(files).as_posix()
-            _git(forge, "update-index", "--add", "--cacheinfo", f"100644,{blob},{inside}", environment=environment)
-        tree = _git(forge, "write-tree", environment=environment)
-    finally:
-        index.unlink(missing_ok=True)
-    return _commit(forge, tree, sample.title, sample.author_name, sample.author_email, parent)
-
-
-def _tree_of_checkout(forge: Path) -> str:
-    """A tree of this checkout's files, ignored ones left out, whether or not it is a git repository."""
-    index = forge / "index.checkout"
-    environment = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(settings.ROOT)}
-    try:
-        _git(forge, "add", "--all", ".", environment=environment, folder=settings.ROOT)
-        return _git(forge, "write-tree", environment=environment)
-    finally:
-        index.unlink(missing_ok=True)
-
-
-def _tree_of_contracts(forge: Path) -> str:
-    """The SHA that git gives to this checkout's engine/slots."""
-    index = forge / "index.contracts"
-    environment = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(settings.ROOT)}
-    try:
-        _git(forge, "add", "--all", "engine/slots", environment=environment, folder=settings.ROOT)
-        return _git(forge, "rev-parse", f"{_git(forge, 'write-tree', environment=environment)}:engine/slots")
-    finally:
-        index.unlink(missing_ok=True)
-
-
-def _commit(forge: Path, tree: str, message: str, name: str, email: str, parent: str | None = None) -> str:
-    person = {
-        f"GIT_{who}_{what}": value
-        for who in ("AUTHOR", "COMMITTER")
-        for what, value in (("NAME", name), ("EMAIL", email), ("DATE", WHEN))
+        said = tomllib.loads((folder / "pull.toml").read_text(encoding="utf-8"))
+        texts = {key: said[key] for key in ("title", "author_name", "author_email")}
+    except (OSError, ValueError) as error:
+        raise SampleError(f"{folder / 'pull.toml'} cannot be read: {error}") from None
+    except KeyError as error:
+        raise SampleError(f"{folder / 'pull.toml'} lacks {error}.") from None
+    root = folder / "files"
+    files = {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
     }
-    parents = ["-p", parent] if parent else []
-    return _git(forge, "commit-tree", tree, *parents, "-m", message, environment=person)
-
-
-def _git(
-    forge: Path,
-    *arguments: str,
-    environment: dict[str, str] | None = None,
-    folder: Path | None = None,
-    check: bool = True,
-) -> str:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", "--git-dir", str(forge), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=kept | (environment or {}),
-        check=False,
-    )
-    if done.returncode != 0 and check:
-        raise DemoError(f"git {arguments[0]} failed: {done.stderr.strip()}")
-    return done.stdout.strip() if done.returncode == 0 else ""
+    if not files:
+        raise SampleError(f"{folder} has nothing under files/; put what the pull request adds or changes there.")
+    return Sample(number, **texts, note=said.get("note", ""), expected=said.get("expected", {}), files=files)

@@ -91,6 +91,7 @@ def git(
     stdin: bytes | None = None,
     extra: Mapping[str, str] = {},
     ok: tuple[int, ...] = (0,),
+    cwd: Path | None = None,
 ) -> tuple[int, bytes]:
     """Runs git on a bare repository: (exit status, stdout). Raises GitError for a status that is not in `ok`."""
     try:
@@ -100,6 +101,7 @@ def git(
             stdin=None if stdin is not None else subprocess.DEVNULL,
             capture_output=True,
             timeout=TIMEOUT,
+            cwd=cwd,
             env=environment(extra),
             check=False,
         )
