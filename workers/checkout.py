@@ -95,6 +95,7 @@ def fetch(mirror: Path, job: Job, timeout: float = 30.0) -> None:
             "--no-tags",
             "--no-write-fetch-head",
             "--recurse-submodules=no",
+            "--end-of-options",
             job.repository,
             *missing,
             timeout=timeout,
