@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-CHROMIUM = next((path for path in (Path("/usr/bin/chromium"), Path("/usr/bin/chromium-browser"), Path("/usr/bin/google-chrome")) if path.exists()), None)
+CHROMIUM = next(
+    (
+        path
+        for path in (Path("/usr/bin/chromium"), Path("/usr/bin/chromium-browser"), Path("/usr/bin/google-chrome"))
+        if path.exists()
+    ),
+    None,
+)
 FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -41,12 +41,23 @@ CASES = {
         "decode b1, kv 4096, d128": 2.9e-3,
         "mixed 3 prefill + 9 decode": 24e-3,
     },
-    "quantization": {"linear 1 x 2048 x 2048": 1.7e-3, "linear 16 x 2048 x 5504": 9.8e-3, "linear 256 x 2048 x 2048": 38e-3},
+    "quantization": {
+        "linear 1 x 2048 x 2048": 1.7e-3,
+        "linear 16 x 2048 x 5504": 9.8e-3,
+        "linear 256 x 2048 x 2048": 38e-3,
+    },
     "normalization": {"1 x 2048": 21e-6, "64 x 2048": 190e-6, "2048 x 2048": 5.1e-3},
     "activation": {"16 x 5504": 96e-6, "1024 x 5504": 7.7e-3},
 }
 TESTS = {
-    "unit": ["matches the reference", "sees no future token", "paging changes nothing", "order of the batch changes nothing", "leaves its inputs alone", "says what it cannot do"],
+    "unit": [
+        "matches the reference",
+        "sees no future token",
+        "paging changes nothing",
+        "order of the batch changes nothing",
+        "leaves its inputs alone",
+        "says what it cannot do",
+    ],
     "integration": ["generates the same tokens", "perplexity within the class", "KL divergence within the class"],
     "performance": ["pairs", "no case slower than the floor"],
 }
@@ -109,7 +120,16 @@ def performance_of(sample: Sample, pairs: int = 20) -> Performance | None:
         base = {case: seconds * math.exp(draw.gauss(0, 0.01)) for case, seconds in cases.items()}
         shift = draw.gauss(0, noise)
         head = {case: seconds / math.exp(lean[case] + shift + draw.gauss(0, noise)) for case, seconds in base.items()}
-        records.append(PairRecord(index, draw.choice(["AB", "BA"]), "stop" if index < pairs - 8 else "confirm", base, head, repeated=("Another process used 31 % of a core.",) if index == 5 else ()))
+        records.append(
+            PairRecord(
+                index,
+                draw.choice(["AB", "BA"]),
+                "stop" if index < pairs - 8 else "confirm",
+                base,
+                head,
+                repeated=("Another process used 31 % of a core.",) if index == 5 else (),
+            )
+        )
     half = noise * 1.1
 
     def interval(center: float, width: float) -> Interval:
@@ -121,7 +141,10 @@ def performance_of(sample: Sample, pairs: int = 20) -> Performance | None:
         records,
         0.0004 if sample.speed in ("faster", "slower") else 0.41,
         interval(log_effect, half),
-        [CaseSpeed(case, seconds, seconds / math.exp(lean[case]), interval(lean[case], half * 1.5), 0.002) for case, seconds in cases.items()],
+        [
+            CaseSpeed(case, seconds, seconds / math.exp(lean[case]), interval(lean[case], half * 1.5), 0.002)
+            for case, seconds in cases.items()
+        ],
         "default",
         interval(log_effect, half),
     )
@@ -136,13 +159,19 @@ def outcome_of(sample: Sample, attempt: str = "0") -> Outcome:
         ran = ran[: ran.index(stopped) + 1]
     draw = random.Random(sample.number * 7)
     tests = [
-        TestReport(suite, name, "failed" if name == sample.failing else "passed", draw.uniform(0.05, 4.0), sample.reason.sentence if sample.reason and name == sample.failing else "")
+        TestReport(
+            suite,
+            name,
+            "failed" if name == sample.failing else "passed",
+            draw.uniform(0.05, 4.0),
+            sample.reason.sentence if sample.reason and name == sample.failing else "",
+        )
         for suite in ran
         for name in TESTS[suite]
     ]
     implementation = ImplementationOutcome(
         path_of(sample), sample.kind, sample.name, sample.quality_class, sample.status, [sample.reason] if sample.reason else [], tests,  # type: ignore[arg-type]
-        sample.speed, performance, dict(sample.quality), tuple(c for c in ("E", "Q8", "Q4") if sample.status == "passed" or c == "Q4"), dict(sample.figures), sample.summary,  # type: ignore[arg-type]
+        sample.speed, performance, quality_of(sample), tuple(c for c in ("E", "Q8", "Q4") if sample.status == "passed" or c == "Q4"), dict(sample.figures), sample.summary,  # type: ignore[arg-type]
     )  # fmt: skip
     seconds = {"checkout": 1.2, "unit": 21.0, "integration": 48.0, "performance": 118.0, "report": 0.3}
     stages = [StageReport(name, seconds[name]) for name in ("checkout", *ran, "report")]  # type: ignore[arg-type]
@@ -156,6 +185,23 @@ def outcome_of(sample: Sample, attempt: str = "0") -> Outcome:
         seed=sha("seed", sample.number) + sha("more", sample.number)[:24],
         artifacts={"benchmark.json": '{"benchmarks": []}'},
     )
+
+
+def quality_of(sample: Sample) -> dict[str, float]:
+    """The sample's quality with the intervals and facts that the judge adds."""
+    quality = dict(sample.quality)
+    if not quality:
+        return {}
+    loss, divergence, same = quality["delta_ppl"], quality["mean_kl"], quality["top1"]
+    return quality | {
+        "delta_ppl_low": loss - 0.0004,
+        "delta_ppl_high": loss + 0.0004,
+        "mean_kl_high": divergence * 1.1,
+        "top1_low": max(same - 0.0008, 0.0),
+        "noise_floor_kl": 1.4e-6,
+        "perplexity": 8.31,
+        "tokens": 24576.0,
+    }
 
 
 def path_of(sample: Sample) -> str:
@@ -177,14 +223,37 @@ def submit(sample: Sample, *, state: str = Submission.State.JUDGED) -> Submissio
             "base_ref": "main",
         },
     )
-    file = {"path": path_of(sample), "kind": sample.kind, "status": "added", "name": sample.name, "quality_class": sample.quality_class, "summary": sample.summary, "blob": "", "tree_hash": ""}
-    submission = Submission.objects.create(pull_request=pull, head_sha=pull.head_sha, base_sha=sha("base"), files=[file], state=state, judged_at=moment if state == Submission.State.JUDGED else None)
+    file = {
+        "path": path_of(sample),
+        "kind": sample.kind,
+        "status": "added",
+        "name": sample.name,
+        "quality_class": sample.quality_class,
+        "summary": sample.summary,
+        "blob": "",
+        "tree_hash": "",
+    }
+    submission = Submission.objects.create(
+        pull_request=pull,
+        head_sha=pull.head_sha,
+        base_sha=sha("base"),
+        files=[file],
+        state=state,
+        judged_at=moment if state == Submission.State.JUDGED else None,
+    )
     Submission.objects.filter(pk=submission.pk).update(created_at=moment - timedelta(minutes=4))
     submission.refresh_from_db()
     return submission
 
 
-def start(submission: Submission, stage: str = "performance", done: int = 7, total: int = 24, unit: str = "pairs", sentence: str = "Pair 8, order BA: measuring head.") -> Attempt:
+def start(
+    submission: Submission,
+    stage: str = "performance",
+    done: int = 7,
+    total: int = 24,
+    unit: str = "pairs",
+    sentence: str = "Pair 8, order BA: measuring head.",
+) -> Attempt:
     """A running attempt of the submission."""
     now = timezone.now()
     order = ["checkout", "unit", "integration", "performance"]
@@ -217,7 +286,9 @@ def finish(submission: Submission, sample: Sample, attempt: Attempt | None = Non
     moment = submission.created_at + timedelta(minutes=4)
     if attempt is None:
         attempt = start(submission)
-        Attempt.objects.filter(pk=attempt.pk).update(created_at=submission.created_at, started_at=submission.created_at + timedelta(seconds=4))
+        Attempt.objects.filter(pk=attempt.pk).update(
+            created_at=submission.created_at, started_at=submission.created_at + timedelta(seconds=4)
+        )
     text = encode(outcome_of(sample, str(attempt.pk)))
     Submission.objects.filter(pk=submission.pk).update(state=Submission.State.JUDGING)
     assert record(str(attempt.pk), text, sign(attempt.token, text))
@@ -228,20 +299,36 @@ def finish(submission: Submission, sample: Sample, attempt: Attempt | None = Non
     return Verdict.objects.get(attempt=attempt)
 
 
-def enqueue(branch: BranchState, submission: Submission, state: str, sentence: str, at: datetime | None = None) -> QueueEntry:
+def enqueue(
+    branch: BranchState, submission: Submission, state: str, sentence: str, at: datetime | None = None
+) -> QueueEntry:
     """A place in the queue, or a merge that has happened."""
-    entry = QueueEntry.objects.create(branch=branch, submission=submission, head_sha=submission.head_sha, state=state, sentence=sentence)
+    entry = QueueEntry.objects.create(
+        branch=branch, submission=submission, head_sha=submission.head_sha, state=state, sentence=sentence
+    )
     if at is not None:
-        QueueEntry.objects.filter(pk=entry.pk).update(entered_at=at - timedelta(minutes=3), ended_at=at, merge_sha=sha("merge", submission.pk))
+        QueueEntry.objects.filter(pk=entry.pk).update(
+            entered_at=at - timedelta(minutes=3), ended_at=at, merge_sha=sha("merge", submission.pk)
+        )
         PullRequest.objects.filter(pk=submission.pull_request_id).update(state=PullRequest.State.MERGED)
-    event = QueueEvent.objects.create(branch=branch, entry=entry, kind=state, sentence=f"#{submission.pull_request.number} {sentence}")
+    event = QueueEvent.objects.create(
+        branch=branch, entry=entry, kind=state, sentence=f"#{submission.pull_request.number} {sentence}"
+    )
     if at is not None:
         QueueEvent.objects.filter(pk=event.pk).update(at=at)
     return entry
 
 
 def worker(name: str, state: str, ago: float = 2.0, machine_class: str = MACHINE, attempt: str = "") -> Worker:
-    return Worker.objects.create(name=name, machine_class=machine_class, state=state, isolation="full", description="Sample CPU, 2 cores, 24 GiB", attempt=attempt, seen_at=timezone.now() - timedelta(seconds=ago))
+    return Worker.objects.create(
+        name=name,
+        machine_class=machine_class,
+        state=state,
+        isolation="full",
+        description="Sample CPU, 2 cores, 24 GiB",
+        attempt=attempt,
+        seen_at=timezone.now() - timedelta(seconds=ago),
+    )
 
 
 def fill() -> dict[int, Submission]:
@@ -250,15 +337,31 @@ def fill() -> dict[int, Submission]:
     for sample in SAMPLES:
         made[sample.number] = submission = submit(sample)
         finish(submission, sample)
-    branch = BranchState.objects.create(forge=FORGE, name=settings.SWAPBENCH_BRANCH, tip_sha=sha("tip"), ticked_at=timezone.now())
+    branch = BranchState.objects.create(
+        forge=FORGE, name=settings.SWAPBENCH_BRANCH, tip_sha=sha("tip"), ticked_at=timezone.now()
+    )
     now = timezone.now()
     for number, hours in ((1, 47.5), (2, 36.5), (3, 25.5), (7, 17.5), (9, 11.5)):
-        enqueue(branch, made[number], QueueEntry.State.MERGED, "Merged: the exact merge result passed.", now - timedelta(hours=hours))
+        enqueue(
+            branch,
+            made[number],
+            QueueEntry.State.MERGED,
+            "Merged: the exact merge result passed.",
+            now - timedelta(hours=hours),
+        )
     building = enqueue(branch, made[12], QueueEntry.State.BUILDING, "Its merge result is being tested.")
     enqueue(branch, made[13], QueueEntry.State.WAITING, "Waits for 1 approval by a maintainer.")
-    build = Build.objects.create(branch=branch, base_sha=sha("tip"), merge_sha=sha("build"), sentence="Functional suites are running.")
+    build = Build.objects.create(
+        branch=branch, base_sha=sha("tip"), merge_sha=sha("build"), sentence="Functional suites are running."
+    )
     build.entries.add(building)
-    Attempt.objects.create(build=build, suite_version=SUITE, machine_class=MACHINE, suites=["unit", "integration"], token=sha("t") + "0" * 24)
+    Attempt.objects.create(
+        build=build,
+        suite_version=SUITE,
+        machine_class=MACHINE,
+        suites=["unit", "integration"],
+        token=sha("t") + "0" * 24,
+    )
 
     running = Sample(14, "Sliding window over pages", "alice", "attention", "window-pages", hours_ago=0.05)
     made[14] = submit(running, state=Submission.State.JUDGING)
@@ -281,10 +384,22 @@ def fill() -> dict[int, Submission]:
     lost = Sample(18, "Norm in blocks of 8", "dave", "normalization", "blocked-norm", hours_ago=0.3)
     made[18] = submit(lost, state=Submission.State.JUDGING)
     gone = start(made[18], "integration", 3, 12, "texts", "Scoring text 4.")
-    Attempt.objects.filter(pk=gone.pk).update(state=Attempt.State.LOST, failure_kind=Attempt.Failure.LEASE, failure="The worker sample-worker-3 was not heard of for 30 s.", finished_at=now)
-    Attempt.objects.create(submission=made[18], suite_version=SUITE, machine_class=MACHINE, n=2, token=sha("x") + "0" * 24)
+    Attempt.objects.filter(pk=gone.pk).update(
+        state=Attempt.State.LOST,
+        failure_kind=Attempt.Failure.LEASE,
+        failure="The worker sample-worker-3 was not heard of for 30 s.",
+        finished_at=now,
+    )
+    Attempt.objects.create(
+        submission=made[18], suite_version=SUITE, machine_class=MACHINE, n=2, token=sha("x") + "0" * 24
+    )
     worker("sample-worker-1", "busy", 1, attempt=str(attempt.pk))
     worker("sample-worker-2", "idle", 3)
     worker("sample-worker-3", "busy", 900)
-    AuditEvent.objects.create(actor="swapbench", action="requeue", sentence="Attempt 1 was lost with its worker and is made again.", submission=made[18])
+    AuditEvent.objects.create(
+        actor="swapbench",
+        action="requeue",
+        sentence="Attempt 1 was lost with its worker and is made again.",
+        submission=made[18],
+    )
     return made

@@ -127,14 +127,23 @@ def pictures(url: str) -> dict[str, tuple[str, int, int, str]]:
     def statuses(item: Any) -> set[str]:
         return {verdict["status"] for verdict in item["verdicts"]}
 
+    def running(item: Any) -> bool:
+        judging = item["state"] == "judging"
+        return judging and any(a["state"] == "running" for a in read(f"{url}/api/submissions/{item['id']}")["attempts"])
+
     tracks = sorted(read(f"{url}/api/tracks"), key=lambda track: -track["entries"])
     found = {
         "now": ("/", 1280, 900, "light"),
         "now-dark": ("/", 1280, 900, "dark"),
         "queue": ("/queue", 1280, 800, "light"),
-        "faster": (first(lambda item: any(v["speed"] == "faster" and v["status"] == "passed" for v in item["verdicts"])), 1280, 1180, "light"),
+        "faster": (
+            first(lambda item: any(v["speed"] == "faster" and v["status"] == "passed" for v in item["verdicts"])),
+            1280,
+            1180,
+            "light",
+        ),
         "failed": (first(lambda item: "failed" in statuses(item)), 1280, 800, "light"),
-        "running": (first(lambda item: item["state"] == "judging"), 1280, 620, "dark"),
+        "running": (first(running), 1280, 620, "dark"),
         "track": (tracks[0]["page"].removeprefix(url) if tracks else None, 1280, 940, "light"),
         "phone": ("/", 390, 844, "light"),
     }
@@ -148,7 +157,10 @@ def take(url: str, out: Path) -> None:
         blank = browser.new_page()
         for name, (address, width, height, scheme) in pictures(url).items():
             context = browser.new_context(
-                base_url=url, viewport={"width": width, "height": height}, color_scheme=scheme, locale="en-GB"  # type: ignore[arg-type]
+                base_url=url,
+                viewport={"width": width, "height": height},
+                color_scheme=scheme,
+                locale="en-GB",  # type: ignore[arg-type]
             )
             page = context.new_page()
             page.goto(address, wait_until="load")

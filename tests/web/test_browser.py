@@ -66,7 +66,9 @@ def test_a_submission_is_watched_from_running_to_its_verdict(page: Page, full: d
     expect(page.locator("#run")).to_contain_text("Being judged: Performance")
     expect(page.locator("#run")).to_contain_text("7/24 pairs")
 
-    Attempt.objects.filter(pk=attempt.pk).update(done=19, sentence="Pair 20, order AB.", progress_at=sample.timezone.now())
+    Attempt.objects.filter(pk=attempt.pk).update(
+        done=19, sentence="Pair 20, order AB.", progress_at=sample.timezone.now()
+    )
     expect(page.locator("#run")).to_contain_text("19/24 pairs", timeout=15_000)
 
     result = sample.Sample(14, "Sliding window over pages", "alice", "attention", "window-pages", effect=0.22, hours_ago=0.05, summary="Correct in every test, and 22 % faster than the default over 5 cases.")  # fmt: skip
@@ -86,7 +88,9 @@ def test_now_follows_what_happens_and_asks_for_changes_only(page: Page, full: di
     expect(page.locator("#now .run").first).to_contain_text("11/24 pairs", timeout=15_000)
 
 
-def test_an_unreachable_server_is_said_and_asked_again(page: Page, context: BrowserContext, full: dict[int, Submission]) -> None:
+def test_an_unreachable_server_is_said_and_asked_again(
+    page: Page, context: BrowserContext, full: dict[int, Submission]
+) -> None:
     page.goto("/")
     context.set_offline(True)
     expect(page.locator("[data-stale]")).to_be_visible(timeout=15_000)
@@ -94,7 +98,9 @@ def test_an_unreachable_server_is_said_and_asked_again(page: Page, context: Brow
     expect(page.locator("[data-stale]")).to_be_hidden(timeout=30_000)
 
 
-def test_no_page_reports_an_error_or_overflows_at_any_width(context: BrowserContext, full: dict[int, Submission]) -> None:
+def test_no_page_reports_an_error_or_overflows_at_any_width(
+    context: BrowserContext, full: dict[int, Submission]
+) -> None:
     page = context.new_page()
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
@@ -125,7 +131,9 @@ def test_the_pareto_figure_is_drawn_only_when_it_comes_into_view(page: Page, ful
     assert "varlen-grouped" in page.locator("[data-plot]").text_content()
 
 
-def test_the_theme_follows_the_system_and_the_toggle_is_remembered(browser: Browser, live_server: Any, full: dict[int, Submission]) -> None:
+def test_the_theme_follows_the_system_and_the_toggle_is_remembered(
+    browser: Browser, live_server: Any, full: dict[int, Submission]
+) -> None:
     context = browser.new_context(base_url=live_server.url, color_scheme="dark")
     page = context.new_page()
     page.goto("/")

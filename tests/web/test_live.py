@@ -61,6 +61,12 @@ def test_a_part_asks_again_only_while_it_can_change(site: Client, full: dict[int
 
 
 def test_pages_need_few_queries(site: Client, full: dict[int, Submission], django_assert_max_num_queries) -> None:  # type: ignore[no-untyped-def]
-    for address, most in (("/", 20), ("/now/live", 26), ("/submissions/", 6), (f"/submissions/{full[3].pk}", 14), ("/queue", 14)):
+    for address, most in (
+        ("/", 20),
+        ("/now/live", 26),
+        ("/submissions/", 6),
+        (f"/submissions/{full[3].pk}", 14),
+        ("/queue", 14),
+    ):
         with django_assert_max_num_queries(most):
             site.get(address)

@@ -153,7 +153,10 @@ def test_the_list_is_narrowed_by_every_filter(site: Client, full: dict[int, Subm
         text = site.get(f"/submissions/?{query}").content.decode()
         return {one.pull_request.title for one in full.values() if one.pull_request.title in text}
 
-    assert titles("kind=quantization&status=passed") == {"Int8 weights, one scale per channel", "Int8 weights with outlier columns"}
+    assert titles("kind=quantization&status=passed") == {
+        "Int8 weights, one scale per channel",
+        "Int8 weights with outlier columns",
+    }
     assert titles("state=refused") == {"Header without a class"}
     assert titles("author=MALLORY") == {"Keep the results of earlier calls"}
     assert titles("class=S") == set()

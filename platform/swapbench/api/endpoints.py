@@ -58,7 +58,19 @@ def _interval(interval: Any) -> dict[str, float] | None:
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    names = ("path", "kind", "name", "quality_class", "machine_class", "suite_version", "status", "speed", "against", "qualifies", "summary")
+    names = (
+        "path",
+        "kind",
+        "name",
+        "quality_class",
+        "machine_class",
+        "suite_version",
+        "status",
+        "speed",
+        "against",
+        "qualifies",
+        "summary",
+    )
     return {name: getattr(verdict, name) for name in names} | {"speedup": _interval(queries.speedup_of(verdict))}
 
 
@@ -74,7 +86,9 @@ def _submission(request: HttpRequest, submission: Submission, verdicts: Iterable
         "state": submission.state,
         "created_at": submission.created_at,
         "judged_at": submission.judged_at,
-        "files": [{key: file.get(key) or "" for key in ("path", "kind", "name", "quality_class")} for file in submission.files],
+        "files": [
+            {key: file.get(key) or "" for key in ("path", "kind", "name", "quality_class")} for file in submission.files
+        ],
         "verdicts": [_verdict(verdict) for verdict in verdicts],
         "page": _page(request, f"/submissions/{submission.pk}"),
     }
@@ -87,7 +101,9 @@ def _csv(name: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Http
     for row in rows:
         writer.writerow([_cell(value) for value in row])
     return HttpResponse(
-        text.getvalue(), content_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'}
+        text.getvalue(),
+        content_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )
 
 
@@ -120,7 +136,11 @@ def list_submissions(request: HttpRequest, query: Query[SubmissionQuery]) -> Any
     }
 
 
-@api.get("/submissions/{number}", response={200: schemas.SubmissionInFull, **PROBLEMS}, summary="One submission with its evidence")
+@api.get(
+    "/submissions/{number}",
+    response={200: schemas.SubmissionInFull, **PROBLEMS},
+    summary="One submission with its evidence",
+)
 def one_submission(request: HttpRequest, number: int = Path(..., ge=1, le=999_999_999)) -> Any:
     submission = found(number)
     verdicts = list(submission.verdicts.filter(current=True).order_by("path"))
@@ -133,7 +153,11 @@ def one_submission(request: HttpRequest, number: int = Path(..., ge=1, le=999_99
     return full
 
 
-@api.get("/submissions/{number}/outcome", response={200: dict[str, Any], **PROBLEMS}, summary="The signed outcome of the latest attempt that has one")
+@api.get(
+    "/submissions/{number}/outcome",
+    response={200: dict[str, Any], **PROBLEMS},
+    summary="The signed outcome of the latest attempt that has one",
+)
 def outcome(request: HttpRequest, number: int = Path(..., ge=1, le=999_999_999)) -> Any:
     text = queries.latest_outcome_text(found(number))
     if not text:
@@ -175,10 +199,30 @@ def _entries(board: tracks.Board) -> list[dict[str, Any]]:
     ]
 
 
-@api.get("/tracks/{kind}/{quality_class}/{machine_class}.csv", response={200: None, **PROBLEMS}, summary="A leaderboard as CSV")
+@api.get(
+    "/tracks/{kind}/{quality_class}/{machine_class}.csv",
+    response={200: None, **PROBLEMS},
+    summary="A leaderboard as CSV",
+)
 def leaderboard_csv(request: HttpRequest, kind: str, quality_class: str, machine_class: str) -> Any:
     board = found_board(kind, quality_class, machine_class)
-    heads = ("rank", "name", "author", "submission", "speedup", "speedup_low", "speedup_high", "delta_ppl", "mean_kl", "top1", "needle", "memory_ratio", "on_front", "merged", "judged_at")
+    heads = (
+        "rank",
+        "name",
+        "author",
+        "submission",
+        "speedup",
+        "speedup_low",
+        "speedup_high",
+        "delta_ppl",
+        "mean_kl",
+        "top1",
+        "needle",
+        "memory_ratio",
+        "on_front",
+        "merged",
+        "judged_at",
+    )
     rows = (
         (
             entry["rank"], entry["name"], entry["author"], entry["submission"],
@@ -191,7 +235,11 @@ def leaderboard_csv(request: HttpRequest, kind: str, quality_class: str, machine
     return _csv(f"{kind}-{quality_class}.csv", heads, rows)
 
 
-@api.get("/tracks/{kind}/{quality_class}/{machine_class}", response={200: schemas.Leaderboard, **PROBLEMS}, summary="A leaderboard")
+@api.get(
+    "/tracks/{kind}/{quality_class}/{machine_class}",
+    response={200: schemas.Leaderboard, **PROBLEMS},
+    summary="A leaderboard",
+)
 def leaderboard(request: HttpRequest, kind: str, quality_class: str, machine_class: str) -> Any:
     board = found_board(kind, quality_class, machine_class)
     return {
@@ -204,8 +252,31 @@ def leaderboard(request: HttpRequest, kind: str, quality_class: str, machine_cla
 
 @api.get("/verdicts.csv", response={200: None}, summary="Every current verdict as CSV")
 def verdicts_csv(request: HttpRequest) -> Any:
-    heads = ("submission", "pull_request", "author", "head_sha", "kind", "name", "quality_class", "machine_class", "suite_version", "status", "speed", "speedup", "speedup_low", "speedup_high", "against", "qualifies", "judged_at")
-    verdicts = Verdict.objects.filter(current=True).select_related("submission__pull_request").defer("cases", "tests").order_by("id")
+    heads = (
+        "submission",
+        "pull_request",
+        "author",
+        "head_sha",
+        "kind",
+        "name",
+        "quality_class",
+        "machine_class",
+        "suite_version",
+        "status",
+        "speed",
+        "speedup",
+        "speedup_low",
+        "speedup_high",
+        "against",
+        "qualifies",
+        "judged_at",
+    )
+    verdicts = (
+        Verdict.objects.filter(current=True)
+        .select_related("submission__pull_request")
+        .defer("cases", "tests")
+        .order_by("id")
+    )
     rows = (
         (
             verdict.submission_id, verdict.submission.pull_request.number, verdict.submission.author, verdict.submission.head_sha,

@@ -33,7 +33,9 @@ def ratio_of(base: Interval, head: Interval) -> Interval | None:
         return (math.log1p(interval.high) - math.log1p(interval.low)) / 2
 
     width = math.hypot(half(base), half(head))
-    return Interval(math.expm1(center), math.expm1(center - width), math.expm1(center + width), min(base.level, head.level))
+    return Interval(
+        math.expm1(center), math.expm1(center - width), math.expm1(center + width), min(base.level, head.level)
+    )
 
 
 def compared(base: Sequence[CaseSpeed], head: Sequence[CaseSpeed]) -> list[CaseComparison]:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from django.utils.functional import Promise
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
 
 from swapbench.web import quantities, wording
 from swapbench.web.figures import limits
@@ -30,42 +31,69 @@ def case_table(cases: Sequence[Mapping[str, Any]]) -> CaseTable:
 
 @dataclass(frozen=True)
 class QualityRow:
-    """A metric as measured and as limited; `held` is None where the class has no constant limit on it."""
+    """A metric as measured and as limited; `held` is None where the class has no limit on it that is known here."""
 
     label: str | Promise
     measured: str
+    range: str
     limit: str
     held: bool | None
     bar: SafeString | str
 
 
-def quality_rows(quality: Mapping[str, float], quality_class: str) -> list[QualityRow]:
-    """The quality metrics of a verdict against the limits of its declared class, known metrics first."""
+@dataclass(frozen=True)
+class QualityTable:
+    """Metrics with limits as rows, and the facts that they rest on: [(label, text)]."""
+
+    rows: list[QualityRow]
+    facts: list[tuple[str | Promise, str]]
+
+
+def quality_table(quality: Mapping[str, float], quality_class: str, meets: Sequence[str] = ()) -> QualityTable:
+    """The quality metrics of a verdict against the limits of its declared class. Estimates decide, not intervals.
+
+    The limit of class E on the KL is measured with the attempt; where that is not in `quality`, `meets` says whether it holds.
+    """
     rows = []
     for code, metric in wording.METRICS.items():
         if code not in quality:
             continue
         value = float(quality[code])
-        rows.append(
-            QualityRow(
-                metric.label,
-                _written(code, value, metric.digits),
-                limit_text(code, quality_class),
-                limits.meets(metric, value, quality_class),
-                limits.limit_bar(metric, value, quality_class) if metric.limits else "",
+        held = limits.meets(metric, value, quality_class)
+        limit = limit_text(code, quality_class)
+        if code == "mean_kl" and quality_class == "E":
+            limit = str(_("2 × noise floor"))
+            held = True if quality_class in meets else None
+        bar = limits.limit_bar(metric, value, quality_class) if quality_class in metric.limits else ""
+        rows.append(QualityRow(metric.label, _written(code, value), _range(code, quality), limit, held, bar))
+    facts: list[tuple[str | Promise, str]] = []
+    ends = {f"{code}{end}" for code in wording.METRICS for end in ("_low", "_high")}
+    for code in sorted(quality.keys() - wording.METRICS.keys() - ends):
+        fact = wording.QUALITY_FACTS.get(code, wording.Fact(code.replace("_", " ")))
+        facts.append(
+            (
+                fact.label,
+                quantities.plain(float(quality[code])) + (f"{quantities.THIN}{fact.unit}" if fact.unit else ""),
             )
         )
-    for code in sorted(quality.keys() - wording.METRICS.keys()):
-        rows.append(QualityRow(code, quantities.plain(float(quality[code])), quantities.NOTHING, None, ""))
-    return rows
+    return QualityTable(rows, facts)
 
 
-def _written(code: str, value: float, digits: int) -> str:
+def _written(code: str, value: float) -> str:
     if code == "mean_kl":
         return f"{quantities.plain(value)}{quantities.THIN}nat"
     if code == "delta_ppl":
-        return quantities.signed_percent(value, digits)
-    return quantities.percent(value, digits)
+        return quantities.signed_percent(value, wording.METRICS[code].digits)
+    return quantities.percent(value, wording.METRICS[code].digits)
+
+
+def _range(code: str, quality: Mapping[str, float]) -> str:
+    low, high = quality.get(f"{code}_low"), quality.get(f"{code}_high")
+    if low is not None and high is not None:
+        return f"{_written(code, float(low))} … {_written(code, float(high))}"
+    if high is not None:
+        return f"≤ {_written(code, float(high))}"
+    return f"≥ {_written(code, float(low))}" if low is not None else ""
 
 
 def limit_text(code: str, quality_class: str) -> str:

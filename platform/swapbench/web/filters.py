@@ -33,7 +33,10 @@ def text(query: QueryDict, name: str) -> str:
     """A short text without control characters. Raises BadRequest."""
     value = query.get(name, "").strip()
     if len(value) > LONGEST:
-        raise BadRequest(_("“%(name)s” has %(length)d characters; at most %(most)d are taken.") % {"name": name, "length": len(value), "most": LONGEST})
+        raise BadRequest(
+            _("“%(name)s” has %(length)d characters; at most %(most)d are taken.")
+            % {"name": name, "length": len(value), "most": LONGEST}
+        )
     if any(ord(character) < 32 for character in value):
         raise BadRequest(_("“%(name)s” holds control characters; plain text is expected.") % {"name": name})
     return value
@@ -55,8 +58,11 @@ def number(query: QueryDict, name: str, default: int) -> int:
     value = query.get(name, "")
     if not value:
         return default
-    if not (value.isascii() and value.isdigit() and 0 < int(value[:7]) and len(value) <= 6):
-        raise BadRequest(_("“%(name)s” must be a whole number from 1 to 999999, not “%(value)s”.") % {"name": name, "value": value[:40]})
+    if not (value.isascii() and value.isdigit() and int(value[:7]) > 0 and len(value) <= 6):
+        raise BadRequest(
+            _("“%(name)s” must be a whole number from 1 to 999999, not “%(value)s”.")
+            % {"name": name, "value": value[:40]}
+        )
     return int(value)
 
 

@@ -44,7 +44,9 @@ def history(kind: str = "", machine_class: str = "") -> History:
         .order_by("ended_at", "id")
     )
     by_submission: dict[int, list[Verdict]] = {}
-    for verdict in Verdict.objects.filter(current=True, submission__in=[entry.submission_id for entry in entries]).order_by("path"):
+    for verdict in Verdict.objects.filter(
+        current=True, submission__in=[entry.submission_id for entry in entries]
+    ).order_by("path"):
         by_submission.setdefault(verdict.submission_id, []).append(verdict)
     merges = [Merge(entry, by_submission.get(entry.submission_id, [])) for entry in entries]
     machines = sorted({verdict.machine_class for merge in merges for verdict in merge.verdicts})

@@ -68,8 +68,8 @@ def size(value: float) -> str:
 
 
 def probability(value: float) -> str:
-    """A p-value: "0.012", or "< 0.001" where more digits would say nothing."""
-    return f"<{THIN}0.001" if value < 0.001 else f"{value:.3f}"
+    """A p-value: "p = 0.012", or "p < 0.001" where more digits would say nothing."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def plain(value: float) -> str:

@@ -227,7 +227,9 @@ def run_page(submission: Submission, attempt_id: int | None = None) -> RunPage |
         running = [run_shown(chosen)] if chosen is not None and chosen.live else []
     outcomes = _outcomes({verdict.attempt_id for verdict in verdicts} | ({chosen.pk} if chosen else set()))
     outcome, unreadable = outcomes.get(chosen.pk, (None, "")) if chosen else (None, "")
-    newer = Submission.objects.filter(pull_request=submission.pull_request, pk__gt=submission.pk).order_by("-pk").first()
+    newer = (
+        Submission.objects.filter(pull_request=submission.pull_request, pk__gt=submission.pk).order_by("-pk").first()
+    )
     return RunPage(
         submission,
         attempts,
@@ -322,8 +324,9 @@ def queue_version() -> str:
             Build.objects.aggregate(Max("id"), Max("ended_at")),
             list(BranchState.objects.values_list("tip_sha", "held", "hold_reason")),
             list(
-                Attempt.objects.filter(build__isnull=False, state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
-                .values_list("id", "state", "progress_at")
+                Attempt.objects.filter(
+                    build__isnull=False, state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED]
+                ).values_list("id", "state", "progress_at")
             ),
             [(worker.row.name, worker.row.state, worker.alive) for worker in workers()],
         )
@@ -342,7 +345,9 @@ def submission_named(name: str) -> Submission | None:
 
 def measured_verdict(submission: Submission) -> Verdict | None:
     """The submission's current verdict that holds measured cases."""
-    return next((verdict for verdict in submission.verdicts.filter(current=True).order_by("path") if verdict.cases), None)
+    return next(
+        (verdict for verdict in submission.verdicts.filter(current=True).order_by("path") if verdict.cases), None
+    )
 
 
 def maintain_page(number: int) -> dict[str, Any]:

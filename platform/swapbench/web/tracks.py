@@ -1,15 +1,16 @@
 """Tracks and their leaderboards as the pages show them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 
 from swapbench.mergequeue.models import QueueEntry
-from swapbench.submissions.models import Submission, Verdict
+from swapbench.submissions.models import PullRequest, Submission, Verdict
 from swapbench.web import quantities, wording
 from swapbench.web.figures.pareto import FrontPoint
 from workers.protocol import Interval
+from workers.statistics import Estimate, Tier, better_than, tiers
 
 
 @dataclass(frozen=True)
@@ -136,39 +137,62 @@ def track_shown(kind: str, quality_class: str, machine_class: str) -> TrackShown
 
 def front_points(shown: Board) -> list[FrontPoint]:
     return [
-        FrontPoint(entry.verdict.name, entry.verdict.submission.author, entry.speedup, entry.kl, entry.memory, entry.on_front)
+        FrontPoint(
+            entry.verdict.name, entry.verdict.submission.author, entry.speedup, entry.kl, entry.memory, entry.on_front
+        )
         for entry in shown.entries
     ]
 
 
 def _placed() -> QuerySet[Verdict]:
+    """Verdicts that give a place: passed, measured, of the newest head of a pull request that was not turned down."""
     return Verdict.objects.filter(
-        current=True, status=Verdict.Status.PASSED, track_speedup__isnull=False, submission__state=Submission.State.JUDGED
-    )
+        current=True,
+        status=Verdict.Status.PASSED,
+        track_speedup__isnull=False,
+        submission__state=Submission.State.JUDGED,
+        submission__head_sha=F("submission__pull_request__head_sha"),
+    ).exclude(submission__pull_request__state=PullRequest.State.CLOSED)
 
 
 def _keys() -> list[tuple[str, str, str]]:
     keys = _placed().order_by().values_list("kind", "quality_class", "machine_class").distinct()
-    order = {kind: index for index, kind in enumerate(wording.KINDS)}
-    return sorted(keys, key=lambda key: (order.get(key[0], 99), list(wording.CLASSES).index(key[1]), key[2]))
+    kinds, classes = list(wording.KINDS), list(wording.CLASSES)
+    known = [key for key in keys if key[0] in kinds and key[1] in classes]
+    return sorted(known, key=lambda key: (kinds.index(key[0]), classes.index(key[1]), key[2]))
+
+
+def _speedup(verdict: Verdict) -> Interval:
+    middle, low, high = verdict.track_speedup, verdict.track_speedup_low, verdict.track_speedup_high
+    assert middle is not None
+    return Interval(middle, middle if low is None else low, middle if high is None else high, verdict.speedup_level)
 
 
 def entries(kind: str, quality_class: str, machine_class: str) -> list[Entry]:
-    """The entries of a track in order of rank."""
+    """The entries of a track in order of rank, equals by their estimate.
+
+    Of several suite versions' verdicts on one file, the newest counts.
+    """
     found = _placed().filter(kind=kind, quality_class=quality_class, machine_class=machine_class)
-    verdicts = list(found.select_related("submission__pull_request").defer("cases", "tests"))
-    speedups = {verdict.pk: Interval(verdict.track_speedup, verdict.track_speedup_low, verdict.track_speedup_high) for verdict in verdicts}
-    verdicts.sort(key=lambda verdict: -speedups[verdict.pk].estimate)
-    ranks = [1 + sum(speedups[other.pk].low > speedups[verdict.pk].high for other in verdicts) for verdict in verdicts]
+    newest = {
+        (verdict.submission_id, verdict.path): verdict
+        for verdict in found.select_related("submission__pull_request").defer("cases", "tests").order_by("id")
+    }
+    speedups = {verdict.pk: _speedup(verdict) for verdict in newest.values()}
+    verdicts = sorted(newest.values(), key=lambda verdict: -speedups[verdict.pk].estimate)
+    ranks = ranked({str(verdict.pk): speedups[verdict.pk] for verdict in verdicts})
+    verdicts.sort(key=lambda verdict: (ranks[str(verdict.pk)].rank, -speedups[verdict.pk].estimate))
     front = _front(verdicts, speedups)
-    states = dict(QueueEntry.objects.filter(submission__in=[verdict.submission_id for verdict in verdicts]).values_list("submission_id", "state"))
-    shown = []
-    for index, (verdict, rank) in enumerate(zip(verdicts, ranks, strict=True)):
+    queued = QueueEntry.objects.filter(submission__in=[verdict.submission_id for verdict in verdicts])
+    states = dict(queued.values_list("submission_id", "state"))
+    shown: list[Entry] = []
+    for verdict in verdicts:
+        rank = ranks[str(verdict.pk)].label
         state = states.get(verdict.submission_id)
         shown.append(
             Entry(
-                f"{rank}=" if ranks.count(rank) > 1 else str(rank),
-                index > 0 and rank != ranks[index - 1],
+                rank,
+                bool(shown) and shown[-1].rank != rank,
                 verdict,
                 speedups[verdict.pk],
                 verdict.pk in front,
@@ -179,9 +203,26 @@ def entries(kind: str, quality_class: str, machine_class: str) -> list[Entry]:
     return shown
 
 
+def ranked(speedups: Mapping[str, Interval]) -> dict[str, Tier]:
+    """The rank of each entry: 1 + the number of entries that are significantly better, by Holm over all pairs.
+
+    A speed-up of -100 % or less has no logarithm and cannot be compared: such an entry is not told apart from any.
+    """
+    comparable = {
+        name: Estimate(one.estimate, one.low, one.high, one.level, 0)
+        for name, one in speedups.items()
+        if one.low > -1 and 0 < one.level < 1
+    }
+    return tiers(list(speedups), better_than(comparable))
+
+
 def _front(verdicts: Sequence[Verdict], speedups: dict[int, Interval]) -> set[int]:
     def costs(verdict: Verdict) -> tuple[float, float, float]:
-        return (-speedups[verdict.pk].estimate, float(verdict.quality.get("mean_kl", 0.0)), memory_ratio(verdict) or 1.0)
+        return (
+            -speedups[verdict.pk].estimate,
+            float(verdict.quality.get("mean_kl", 0.0)),
+            memory_ratio(verdict) or 1.0,
+        )
 
     everyone = {verdict.pk: costs(verdict) for verdict in verdicts}
     return {

@@ -93,9 +93,7 @@ SUBMISSION_STATES = {
     ),
     "judging": Word(_("Being judged"), "live", _("A worker judges it now, or will as soon as one is free.")),
     "judged": Word(_("Judged"), "calm", _("The verdict is below.")),
-    "superseded": Word(
-        _("Superseded"), "calm", _("A newer commit of the same pull request took its place.")
-    ),
+    "superseded": Word(_("Superseded"), "calm", _("A newer commit of the same pull request took its place.")),
     "cancelled": Word(_("Cancelled"), "calm", _("A maintainer stopped it.")),
 }
 
@@ -158,6 +156,21 @@ METRICS = {
     "mean_kl": Metric(_("Mean KL divergence"), "more", {"Q8": 0.01, "Q4": 0.08, "S": 0.02}),
     "top1": Metric(_("Same top-1 token"), "less", {"E": 0.999, "Q8": 0.98, "Q4": 0.93, "S": 0.98}),
     "needle": Metric(_("Needle recall, of dense"), "less", {"S": 0.95}),
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number beside the metrics, without a limit of its own."""
+
+    label: str | Promise
+    unit: str = ""
+
+
+QUALITY_FACTS = {
+    "noise_floor_kl": Fact(_("Noise floor of the KL"), "nat"),
+    "perplexity": Fact(_("Perplexity")),
+    "tokens": Fact(_("Tokens scored")),
 }
 
 

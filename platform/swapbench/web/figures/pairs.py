@@ -58,14 +58,36 @@ def pair_plot(performance: Performance) -> SafeString:
     if stopping < len(points):
         left = x(stopping + 0.5)
         parts.append(
-            element("rect", class_="band", x=left, y=TOP - 12, width=round(x.stop - left, 2), height=HEIGHT - BOTTOM - TOP + 12)
+            element(
+                "rect",
+                class_="band",
+                x=left,
+                y=TOP - 12,
+                width=round(x.stop - left, 2),
+                height=HEIGHT - BOTTOM - TOP + 12,
+            )
         )
         parts.append(element("text", _("confirming pairs"), x=left + 6, y=TOP))
     for value in ticks(low, high, about=4):
         parts.append(
-            element("line", class_="zero" if abs(value) < 1e-9 else "grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value))
+            element(
+                "line",
+                class_="zero" if abs(value) < 1e-9 else "grid",
+                x1=LEFT,
+                x2=WIDTH - RIGHT,
+                y1=y(value),
+                y2=y(value),
+            )
         )
-        parts.append(element("text", signed_percent(value, 0 if high - low > 0.06 else 1), x=LEFT - 8, y=y(value) + 4, text_anchor="end"))
+        parts.append(
+            element(
+                "text",
+                signed_percent(value, 0 if high - low > 0.06 else 1),
+                x=LEFT - 8,
+                y=y(value) + 4,
+                text_anchor="end",
+            )
+        )
     for look in LOOKS:
         if look <= stopping:
             at = x(look + 0.5)
@@ -94,7 +116,12 @@ def pair_plot(performance: Performance) -> SafeString:
         )
         if len(points) <= 12 or position % 4 == 0 or position == 1:
             parts.append(element("text", position, x=x(position), y=HEIGHT - BOTTOM + 16, text_anchor="middle"))
-    parts.append(element("text", _("pair, in the order of measurement"), x=WIDTH - RIGHT, y=HEIGHT - 3, text_anchor="end"))
+    parts.append(
+        element("text", _("pair, in the order of measurement"), x=WIDTH - RIGHT, y=HEIGHT - 3, text_anchor="end")
+    )
     ahead = sum(point.log_ratio > 0 for point in points)
-    label = _("Speed-up of each of %(count)d pairs; head was faster in %(ahead)d") % {"count": len(points), "ahead": ahead}
+    label = _("Speed-up of each of %(count)d pairs; head was faster in %(ahead)d") % {
+        "count": len(points),
+        "ahead": ahead,
+    }
     return drawing(WIDTH, HEIGHT, parts, label=label, class_="fig still")

@@ -90,7 +90,9 @@ def _diameter(memory: float | None) -> float:
 
 def _numbers(point: FrontPoint) -> str:
     lines = [f"{signed_percent(point.speedup.estimate)} ({interval_range(point.speedup)})"]
-    lines.append(_("KL %(loss)s nat") % {"loss": plain(point.loss)} if point.loss is not None else _("quality not measured"))
+    lines.append(
+        _("KL %(loss)s nat") % {"loss": plain(point.loss)} if point.loss is not None else _("quality not measured")
+    )
     if point.memory is not None:
         lines.append(_("memory × %(ratio)s") % {"ratio": plain(point.memory)})
     return "<br>".join(lines)

@@ -27,7 +27,9 @@ class Scale:
         return min(max(value, self.low), self.high)
 
 
-def span(values: Iterable[float], *, around: float | None = None, least: float, margin: float = 0.06) -> tuple[float, float]:
+def span(
+    values: Iterable[float], *, around: float | None = None, least: float, margin: float = 0.06
+) -> tuple[float, float]:
     """A range that holds the finite values (and `around`), at least `least` wide, with a margin on both sides."""
     finite = [value for value in values if math.isfinite(value)]
     if around is not None:
@@ -54,7 +56,9 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 def element(name: str, content: object = "", /, **attributes: object) -> SafeString:
     """An SVG element. Attribute names are given with underscores; content is escaped unless it is safe."""
-    pairs = format_html_join("", ' {}="{}"', ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items()))
+    pairs = format_html_join(
+        "", ' {}="{}"', ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
+    )
     return format_html("<{}{}>{}</{}>", mark_safe(name), pairs, content, mark_safe(name))
 
 
@@ -62,7 +66,9 @@ def joined(parts: Iterable[object]) -> SafeString:
     return mark_safe("".join(conditional_escape(part) for part in parts))
 
 
-def drawing(width: int, height: int, parts: Iterable[object], *, label: str, class_: str = "fig", stretch: bool = False) -> SafeString:
+def drawing(
+    width: int, height: int, parts: Iterable[object], *, label: str, class_: str = "fig", stretch: bool = False
+) -> SafeString:
     """The <svg>: named for screen readers by `label`. `stretch` fills its box instead of keeping proportions."""
     attributes: dict[str, object] = {
         "class_": class_,

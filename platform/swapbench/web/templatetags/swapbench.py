@@ -29,7 +29,7 @@ register.filter("speed_word", wording.speed_word)
 register.filter("submission_word", wording.submission_word)
 register.simple_tag(queries.speedup_of, name="speedup_of")
 register.simple_tag(evidence.case_table, name="case_rows")
-register.simple_tag(evidence.quality_rows, name="quality_rows")
+register.simple_tag(evidence.quality_table, name="quality_table")
 register.simple_tag(evidence.test_groups, name="test_groups")
 
 _MARKS = {
@@ -137,7 +137,9 @@ def left(moment: datetime | None) -> SafeString | str:
         return quantities.NOTHING
     seconds = max(0, round((moment - timezone.now()).total_seconds()))
     text = f"{seconds // 60}:{seconds % 60:02d}"
-    return format_html('<time datetime="{}" title="{}" data-left>{}</time>', moment.isoformat(), _("until the deadline"), text)
+    return format_html(
+        '<time datetime="{}" title="{}" data-left>{}</time>', moment.isoformat(), _("until the deadline"), text
+    )
 
 
 @register.simple_tag

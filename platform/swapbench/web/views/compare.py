@@ -22,7 +22,9 @@ def page(request: HttpRequest) -> HttpResponse:
         base, head = (_found(name, value) for name, value in digits.items())
         context |= _comparison(base, head)
     elif wanted["base"] or wanted["head"]:
-        raise BadRequest(_("Comparing needs both “base” and “head”: numbers of submissions, or at least 7 digits of a SHA."))
+        raise BadRequest(
+            _("Comparing needs both “base” and “head”: numbers of submissions, or at least 7 digits of a SHA.")
+        )
     return render(request, "pages/compare.html", context)
 
 
@@ -49,10 +51,14 @@ def _comparison(base: Submission, head: Submission) -> dict[str, Any]:
     if left is None or right is None:
         return context | {"why_not": _("One of the two has no measured verdict, so there is nothing to compare.")}
     if left.kind != right.kind:
-        return context | {"why_not": _("They are implementations of different slot kinds, which have no case in common.")}
+        return context | {
+            "why_not": _("They are implementations of different slot kinds, which have no case in common.")
+        }
     if left.against != right.against or left.machine_class != right.machine_class:
         return context | {
-            "why_not": _("They were measured against different code or on different machine classes; their speed-ups cannot be compared.")
+            "why_not": _(
+                "They were measured against different code or on different machine classes; their speed-ups cannot be compared."
+            )
         }
     rows = comparison.compared(evidence.case_table(left.cases).rows, evidence.case_table(right.cases).rows)
     whole = queries.speedup_of(left), queries.speedup_of(right)

@@ -12,5 +12,11 @@ from swapbench.web.history import history
 def page(request: HttpRequest) -> HttpResponse:
     kind = filters.choice(request.GET, "kind", list(wording.KINDS))
     machine = filters.text(request.GET, "machine")
-    context = {"section": "history", "history": history(kind, machine), "kind": kind, "machine": machine, "kinds": wording.KINDS}
+    context = {
+        "section": "history",
+        "history": history(kind, machine),
+        "kind": kind,
+        "machine": machine,
+        "kinds": wording.KINDS,
+    }
     return render(request, "pages/history.html", context)

@@ -44,7 +44,9 @@ def _text(request: HttpRequest, name: str, most: int) -> str:
     if not value:
         raise BadRequest(_("“%(name)s” is empty; it has to be filled in.") % {"name": name})
     if len(value) > most or any(ord(character) < 32 for character in value):
-        raise BadRequest(_("“%(name)s” must be one line of at most %(most)d characters.") % {"name": name, "most": most})
+        raise BadRequest(
+            _("“%(name)s” must be one line of at most %(most)d characters.") % {"name": name, "most": most}
+        )
     return value
 
 
@@ -92,7 +94,9 @@ def _release(request: HttpRequest, by: str) -> str:
 
 def _entry(request: HttpRequest) -> QueueEntry:
     submission = found(filters.number(request.POST, "submission", 0))
-    entry = QueueEntry.objects.filter(submission=submission).select_related("branch", "submission__pull_request").first()
+    entry = (
+        QueueEntry.objects.filter(submission=submission).select_related("branch", "submission__pull_request").first()
+    )
     if entry is None:
         raise NotPossible(_("Submission %(number)d is not in the queue.") % {"number": submission.pk})
     return entry

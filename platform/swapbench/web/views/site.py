@@ -66,7 +66,13 @@ def _sentence(exception: Exception | None) -> str:
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     sentence = _sentence(exception) or _("The server does not understand this request.")
-    return _error(request, 400, _("This request cannot be answered"), sentence, _("Correct the address or the form and send it again."))
+    return _error(
+        request,
+        400,
+        _("This request cannot be answered"),
+        sentence,
+        _("Correct the address or the form and send it again."),
+    )
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:

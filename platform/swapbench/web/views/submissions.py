@@ -25,7 +25,9 @@ def _context(request: HttpRequest, pk: int) -> dict[str, Any]:
     attempt = filters.number(request.GET, "attempt", 0)
     run = queries.run_page(found(pk), attempt or None)
     if run is None:
-        raise BadRequest(_("Attempt %(attempt)d is not one of submission %(number)d.") % {"attempt": attempt, "number": pk})
+        raise BadRequest(
+            _("Attempt %(attempt)d is not one of submission %(number)d.") % {"attempt": attempt, "number": pk}
+        )
     return {"section": "submissions", "run": run, "chosen": attempt}
 
 

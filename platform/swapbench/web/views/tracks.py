@@ -21,7 +21,9 @@ def found_board(kind: str, quality_class: str, machine_class: str) -> tracks.Boa
     if kind not in wording.KINDS:
         raise Http404(_("There is no slot kind “%(kind)s”.") % {"kind": kind})
     if quality_class not in wording.CLASSES:
-        raise Http404(_("There is no quality class “%(name)s”. The classes are E, Q8, Q4 and S.") % {"name": quality_class})
+        raise Http404(
+            _("There is no quality class “%(name)s”. The classes are E, Q8, Q4 and S.") % {"name": quality_class}
+        )
     return tracks.board(kind, quality_class, machine_class)
 
 
