@@ -1,5 +1,6 @@
 """What the pages read from the database: read-only, a bounded number of queries each, plain values out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,11 +32,15 @@ FORGOTTEN_AFTER = timedelta(days=2)
 
 @dataclass(frozen=True)
 class RunShown:
-    """An attempt that is under way, with the bars of its stages. `submission` is None for a build of the queue."""
+    """An attempt that is under way, with the bars of its stages. `submission` is None for a build of the queue.
+
+    `ahead` is how many attempts on the same machine class were there before it and have not ended.
+    """
 
     attempt: Attempt
     submission: Submission | None
     stages: list[StageShown]
+    ahead: int = 0
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -75,13 +80,25 @@ def live_attempts() -> list[RunShown]:
     """Attempts that run or wait for a worker, the running ones first, oldest first."""
     attempts = Attempt.objects.filter(state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
     attempts = attempts.select_related("submission__pull_request").defer("outcome").order_by("id")
-    runs = [run_shown(attempt) for attempt in attempts[:100]]
+    before: Counter[str] = Counter()
+    runs = []
+    for attempt in attempts[:100]:
+        runs.append(run_shown(attempt, before[attempt.machine_class]))
+        before[attempt.machine_class] += 1
     return sorted(runs, key=lambda run: run.attempt.state != Attempt.State.RUNNING)
 
 
-def run_shown(attempt: Attempt) -> RunShown:
+def run_shown(attempt: Attempt, ahead: int = 0) -> RunShown:
     stages = stages_of_running(attempt.stage, attempt.done, attempt.total, attempt.stages)
-    return RunShown(attempt, attempt.submission, stages)
+    return RunShown(attempt, attempt.submission, stages, ahead)
+
+
+def ahead_of(attempt: Attempt) -> int:
+    """How many attempts on the same machine class were there before this one and have not ended; 0 once it runs."""
+    if attempt.state != Attempt.State.QUEUED:
+        return 0
+    live = Attempt.objects.filter(state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
+    return live.filter(machine_class=attempt.machine_class, pk__lt=attempt.pk).count()
 
 
 def workers() -> list[WorkerShown]:
@@ -117,9 +134,10 @@ def now() -> dict[str, Any]:
         state=Attempt.State.FINISHED, submission__isnull=False, started_at__isnull=False, finished_at__gte=day_ago
     ).values_list("started_at", "finished_at")[:500]
     seconds = [(end - start).total_seconds() for start, end in finished if end is not None and start is not None]
+    waiting = [run for run in runs if run.attempt.state == Attempt.State.QUEUED]
     return {
-        "running": runs,
-        "waiting": sum(run.attempt.state == Attempt.State.QUEUED for run in runs),
+        "running": [run for run in runs if run.attempt.state == Attempt.State.RUNNING],
+        "waiting": waiting,
         "queue": queue_entries(),
         "branch": branch(),
         "workers": seen,
@@ -176,6 +194,17 @@ class ImplementationShown:
     """None where the verdict was reused or the outcome is gone."""
 
     @property
+    def reasons(self) -> list[dict[str, Any]]:
+        """The verdict's reasons; a command that an earlier reason gave already is not given again."""
+        given: set[str] = set()
+        shown = []
+        for reason in self.verdict.reasons:
+            command = reason.get("reproduce") or ""
+            shown.append({**reason, "reproduce": "" if command in given else command})
+            given.add(command)
+        return shown
+
+    @property
     def next_steps(self) -> list[str]:
         """The verdict's next steps that its reasons do not say already."""
         said = {reason.get("next_step") for reason in self.verdict.reasons}
@@ -221,10 +250,10 @@ def run_page(submission: Submission, attempt_id: int | None = None) -> RunPage |
         return None
     if attempt_id is None:
         verdicts = list(submission.verdicts.filter(current=True).order_by("path", "machine_class"))
-        running = [run_shown(attempt) for attempt in attempts if attempt.live]
+        running = [run_shown(attempt, ahead_of(attempt)) for attempt in attempts if attempt.live]
     else:
         verdicts = list(submission.verdicts.filter(attempt=chosen).order_by("path"))
-        running = [run_shown(chosen)] if chosen is not None and chosen.live else []
+        running = [run_shown(chosen, ahead_of(chosen))] if chosen is not None and chosen.live else []
     outcomes = _outcomes({verdict.attempt_id for verdict in verdicts} | ({chosen.pk} if chosen else set()))
     outcome, unreadable = outcomes.get(chosen.pk, (None, "")) if chosen else (None, "")
     newer = (
@@ -283,9 +312,11 @@ def submission_version(submission: Submission) -> str:
     """Changes whenever the page of the submission has changed."""
     attempts = submission.attempts.values_list("id", "state", "progress_at", "progress_seconds", "stage", "worker")
     entry = QueueEntry.objects.filter(submission=submission).values_list("state", "sentence").first()
+    queued = submission.attempts.filter(state=Attempt.State.QUEUED)
     return repr(
         (
             submission.state,
+            [ahead_of(attempt) for attempt in queued],
             list(attempts),
             entry,
             submission.verdicts.aggregate(Max("id")),
@@ -306,7 +337,7 @@ def queue_page() -> dict[str, Any]:
         "queue": entries,
         "branch": branch(),
         "builds": list(builds[:10]),
-        "running": [run_shown(attempt) for attempt in running.defer("outcome")[:10]],
+        "running": [run_shown(attempt, ahead_of(attempt)) for attempt in running.defer("outcome")[:10]],
         "gone": list(gone.select_related("submission__pull_request").order_by("-ended_at", "-id")[:15]),
         "events": list(QueueEvent.objects.all()[:30]),
         "workers": workers(),

@@ -93,6 +93,23 @@ def unit_label(code: str) -> str:
 
 
 @register.filter
+def sentence(text: str) -> SafeString:
+    """A sentence of the platform or the judge: what it sets in backticks is code."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:
+        return format_html("{}", text)
+    return SafeString(
+        "".join(format_html("<code>{}</code>" if index % 2 else "{}", part) for index, part in enumerate(parts))
+    )
+
+
+@register.filter
+def fact(value: object) -> str:
+    """A fact of an environment: numbers without a pointless ".0", texts as they are."""
+    return quantities.plain(value) if isinstance(value, int | float) else str(value)
+
+
+@register.filter
 def short_sha(sha: str) -> str:
     return sha[:10]
 
