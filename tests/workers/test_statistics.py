@@ -213,6 +213,12 @@ class TestRule:
         assert decision.kind == "inconclusive"
         assert "differences up to" in decision.why
 
+    def test_more_pairs_are_measured_where_they_would_show_no_difference(self):
+        wide = steady(0.0, 8, spread=0.1)
+        assert Rule().decide(wide).kind == "continue"
+        assert Rule(equivalence=0.005).decide(wide).kind == "inconclusive"
+        assert Rule(equivalence=0.10).decide(wide).kind == "no_difference"
+
     def test_does_not_peek_between_looks(self):
         for count in (0, 1, 7, 9, 11, 13, 23):
             decision = Rule().decide(steady(0.5, count) if count else [])

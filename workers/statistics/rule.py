@@ -150,7 +150,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `equivalence`: the largest difference that "no difference" may leave possible; what a machine class can resolve. `bias`: the gain
     that identical code may show on this machine class; a gain is tested against it. `floors`: per case, the loss that identical
     code may show; `floor` for cases that are not listed. `futility`: the chance of a confirmed gain below which it stops, unless the chance of a clear
-    loss is at least `curiosity`: who made something slower should hear it.
+    loss is at least `curiosity` (who made something slower should hear it) or more pairs would show "no difference". All such
+    stops may be overruled without harm: no error rate counts on them.
 
     Confirmation has the level 0.10, not a smaller one, on purpose: of 8 pairs that is the largest sum of ranks against the
     gain that still forgives one burst of any size, which on a shared machine decides more than all else (benchmarks/statistics_power.py).
@@ -230,7 +231,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return self._without_gain(
                 logs, whole, p, f"a gain of {percent(self.relevance)} is ruled out by {count} pairs"
             )
-        if self._chance_of_gain(gate) < self.futility and self._chance_of_loss(gate) < self.curiosity:
+        clueless = self._chance_of_gain(gate) < self.futility and self._chance_of_loss(gate) < self.curiosity
+        if clueless and not self._answer_in_reach(whole):
             return self._without_gain(logs, whole, p, f"no gain in sight after {count} pairs")
         upcoming = next(look for look in self.looks if look > count)
         why = f"not clear after {count} pairs: {whole}, {_p(p)}; on to {upcoming}"
@@ -294,6 +296,12 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         floors = [self.floors.get(case, self.floor) for case in logs.cases]
         ps = [sign_flip_p(-column, -math.log1p(-floor)) for column, floor in zip(logs.values.T, floors, strict=True)]
         return dict(zip(logs.cases, holm(ps), strict=True))
+
+    def _answer_in_reach(self, whole: Estimate) -> bool:
+        """Whether "no difference" is not shown yet but will be by the last look, if the estimate stays and the interval shrinks as 1 / sqrt(n)."""
+        margin = max(self.relevance, self.equivalence)
+        shrunk = (whole.high - whole.low) / 2 * math.sqrt(whole.pairs / self.looks[-1])
+        return whole.largest > margin and abs(whole.gain) + shrunk <= margin
 
     def _chance_of_gain(self, gate: Floats) -> float:
         """The chance that the last look finds a gain and fresh pairs confirm it, if the trend so far is the truth."""
