@@ -14,10 +14,11 @@ help: ## Show the targets
 
 setup: $(STAMP) ## Create .venv and install everything, pinned
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard locale/*/LC_MESSAGES/*.po)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Swapbench needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(PY) manage.py compilecatalogs
 	@touch $@
 
 demo: $(STAMP) ## Judge the sample pull requests and serve the pages on http://127.0.0.1:8000/
@@ -37,6 +38,10 @@ lint: $(STAMP) ## Check style, types and import contracts
 format: $(STAMP) ## Format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+messages: $(STAMP) ## Collect the texts of the pages for translation (needs GNU gettext), and compile what is translated
+	$(PY) manage.py makemessages -l zh_Hans --no-wrap --no-location -i var -i .venv -i tests -i demo -i engine -i workers
+	$(PY) manage.py compilecatalogs
 
 constraints: ## Refresh constraints.txt from what is installed
 	{ echo '# Exact versions that this tree was tested with; the Makefile installs with it. Refresh: make constraints'; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v ' @ '; } > constraints.txt

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.exceptions import BadRequest
 from django.http import Http404, HttpRequest, HttpResponse
-from ninja import NinjaAPI, Path, Query
+from ninja import Field, NinjaAPI, Path, Query, Schema
 from ninja.errors import ValidationError
 
 from swapbench.api import schemas
@@ -114,15 +114,15 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-class SubmissionQuery(schemas.Schema):
+class SubmissionQuery(Schema):
     """Filters of the list; leave out what does not matter."""
 
     kind: str = ""
-    quality_class: str = schemas.Field("", alias="class", description="E, Q8, Q4 or S")
+    quality_class: str = Field("", alias="class", description="E, Q8, Q4 or S")
     state: str = ""
     status: str = ""
     author: str = ""
-    page: str = schemas.Field("1", description="from 1; 50 submissions a page")
+    page: str = Field("1", description="from 1; 50 submissions a page")
 
 
 @api.get("/submissions", response={200: schemas.Submissions, **PROBLEMS}, summary="List submissions, latest first")

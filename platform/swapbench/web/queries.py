@@ -1,7 +1,7 @@
 """What the pages read from the database: read-only, a bounded number of queries each, plain values out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from statistics import median
@@ -68,7 +68,7 @@ def speedup_of(verdict: Verdict) -> Interval | None:
     return Interval(verdict.speedup, verdict.speedup_low, verdict.speedup_high, verdict.speedup_level)
 
 
-def shown(verdicts: Sequence[Verdict]) -> list[VerdictShown]:
+def shown(verdicts: Iterable[Verdict]) -> list[VerdictShown]:
     return [VerdictShown(verdict, speedup_of(verdict)) for verdict in verdicts]
 
 
