@@ -147,11 +147,6 @@ def _decide(stage: _Stage, rule: Rule) -> Decision:
             goal = decision.next_look or last
             stage.pair("stop", f"Pair {len(stage.records) + 1}; the next look is at {goal}", len(stage.records), goal)
             decision = rule.decide(stage.records)
-            if decision.kind == "inconclusive" and len(stage.records) < last:
-                # Nothing is in sight, but "no difference" is not shown either: stopping for futility is the rule's advice, not its
-                # duty (it takes no error rate into account), and an answer is worth four pairs.
-                upcoming = next(look for look in rule.looks if look > len(stage.records))
-                decision = Decision("continue", decision.why, len(stage.records), next_look=upcoming)
     except BudgetEnded:
         return rule.give_up(stage.records)
     if decision.kind != "faster":
