@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.slots.launch import overlapping
 from engine.slots.registry import register
 
 try:
@@ -41,15 +42,20 @@ def cuda_swiglu(gate_up: Tensor) -> Tensor:
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     gate_up = gate_up.contiguous()
     y = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
-    swiglu_kernel[(tokens, triton.cdiv(width, 1024))](gate_up, y, width, BLOCK=1024, num_warps=4)
+    swiglu_kernel[(tokens, triton.cdiv(width, 1024))](
+        gate_up, y, width, BLOCK=1024, num_warps=4, **overlapping(gate_up)
+    )
     return y
 
 
 if triton is not None:
 
     @triton.jit
-    def swiglu_kernel(gate_up, y, width, BLOCK: tl.constexpr):
+    def swiglu_kernel(gate_up, y, width, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
         """A stretch of one row."""
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         row = tl.program_id(0).to(tl.int64)
         column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = column < width

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.slots.attention import AttentionShape, StandardKV, StepMeta
+from engine.slots.launch import overlapping
 from engine.slots.registry import register
 
 try:
@@ -35,7 +36,7 @@ except ImportError:  # the header says that it is needed; the file can still be 
 LONG_PROMPT = 1024
 """New tokens from which on a launch of flash attention for each prompt costs less than its better kernel gains."""
 
-KEYS_A_SPLIT = 256
+KEYS_A_SPLIT = 64
 """Splitting a cache finer than this costs more in joining than it gains in parallel programs."""
 
 MAX_SPLITS = 64
@@ -98,6 +99,7 @@ class Paged(StandardKV):
             WIDTH=width,
             BLOCK=triton.next_power_of_2(width),
             num_warps=4,
+            **overlapping(k),
         )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
@@ -154,6 +156,7 @@ class Paged(StandardKV):
             SPLITS=splits,
             BLOCK=64 if narrow(q) else 32,
             INDEXED=which is not None,
+            **overlapping(q),
             num_warps=4,
             num_stages=3 if narrow(q) else 2,
         )
@@ -168,6 +171,7 @@ class Paged(StandardKV):
                 HEAD_DIM=shape.head_dim,
                 SPLITS=splits,
                 INDEXED=which is not None,
+                **overlapping(q),
                 num_warps=2,
             )
 
@@ -192,6 +196,7 @@ class Paged(StandardKV):
             WINDOW=shape.window or 0,
             ROWS=TILE,
             BLOCK=64 if narrow(q) else 32,
+            **overlapping(q),
             num_warps=8 if shape.head_dim >= 128 else 4,
             num_stages=2,
         )
@@ -218,8 +223,11 @@ def split_count(programs: int, keys: int, q: Tensor) -> int:
 if triton is not None:
 
     @triton.jit
-    def write_kernel(k, v, kv, slots, values, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    def write_kernel(k, v, kv, slots, values, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
         """All heads of one token. `values`: distance from keys to values in the cache."""
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         token = tl.program_id(0).to(tl.int64)
         at = tl.arange(0, BLOCK)
         inside = at < WIDTH
@@ -250,8 +258,12 @@ if triton is not None:
         SPLITS: tl.constexpr,
         BLOCK: tl.constexpr,
         INDEXED: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):
         """The query heads of one key/value head of one sequence, over one part of its cache."""
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         index = tl.program_id(0)
         head = tl.program_id(1)
         split = tl.program_id(2)
@@ -315,8 +327,12 @@ if triton is not None:
         HEAD_DIM: tl.constexpr,
         SPLITS: tl.constexpr,
         INDEXED: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):
         """The parts of one query head of one sequence, weighted by what they hold of the softmax's sum."""
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         index = tl.program_id(0)
         head = tl.program_id(1)
         token = index
@@ -351,8 +367,12 @@ if triton is not None:
         WINDOW: tl.constexpr,
         ROWS: tl.constexpr,
         BLOCK: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):
         """ROWS queries of one head over the pages that they see."""
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         sequence = tl.load(tiles + tl.program_id(0) * 2)
         start = tl.load(tiles + tl.program_id(0) * 2 + 1)
         head = tl.program_id(1)

@@ -14,6 +14,7 @@
 import torch
 from torch import Tensor
 
+from engine.slots.launch import overlapping
 from engine.slots.registry import register
 
 try:
@@ -67,6 +68,7 @@ def cuda_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) ->
         BLOCK=block,
         ADD=residual is not None,
         num_warps=4 if block * rows <= 4096 else 8 if block <= 8192 else 16,
+        **overlapping(x),
     )
     return y, hidden
 
@@ -75,11 +77,26 @@ if triton is not None:
 
     @triton.jit
     def norm_kernel(
-        x, residual, weight, y, hidden, tokens, width, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr
+        x,
+        residual,
+        weight,
+        y,
+        hidden,
+        tokens,
+        width,
+        eps,
+        ROWS: tl.constexpr,
+        BLOCK: tl.constexpr,
+        ADD: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):
         """ROWS whole rows, kept in registers between the sum and the product."""
-        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         column = tl.arange(0, BLOCK)
+        w = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+        row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         inside = (row < tokens)[:, None] & (column < width)[None, :]
         at = row[:, None] * width + column[None, :]
         h = tl.load(x + at, mask=inside, other=0.0)
@@ -90,5 +107,4 @@ if triton is not None:
             tl.store(hidden + at, h, mask=inside)
         wide = h.to(tl.float32)
         factor = 1.0 / tl.sqrt(tl.sum(wide * wide, 1) / width + eps)
-        w = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
         tl.store(y + at, (wide * factor[:, None] * w[None, :]).to(y.dtype.element_ty), mask=inside)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.slots.launch import overlapping
 from engine.slots.quantization import Packed
 from engine.slots.registry import register
 
@@ -152,15 +153,37 @@ def cuda_linear(x: Tensor, words: Tensor, scale: Tensor) -> Tensor:
     x = x.contiguous()
     if tokens == 1:
         count = inputs // 8
-        block = 512 if count % 512 == 0 else 256 if count % 256 == 0 else 128
+        block = 256 if count % 256 == 0 else 128
         gemv_kernel[(triton.cdiv(outputs, 4),)](
-            x, words, scale, y, outputs, count, ROWS=4, BLOCK=block, EVEN=count % block == 0, num_warps=4
+            x,
+            words,
+            scale,
+            y,
+            outputs,
+            count,
+            ROWS=4,
+            BLOCK=block,
+            EVEN=count % block == 0,
+            num_warps=2,
+            **overlapping(x),
         )
         return y
     columns = 64 if outputs >= 16384 else 32 if outputs >= 8192 else 16
     height = max(16, triton.next_power_of_2(tokens))
     gemm_kernel[(triton.cdiv(outputs, columns),)](
-        x, words, scale, y, tokens, outputs, inputs, HEIGHT=height, COLUMNS=columns, BLOCK=16, num_warps=4, num_stages=4
+        x,
+        words,
+        scale,
+        y,
+        tokens,
+        outputs,
+        inputs,
+        HEIGHT=height,
+        COLUMNS=columns,
+        BLOCK=16,
+        num_warps=4,
+        num_stages=4,
+        **overlapping(x),
     )
     return y
 
@@ -168,30 +191,56 @@ def cuda_linear(x: Tensor, words: Tensor, scale: Tensor) -> Tensor:
 if triton is not None:
 
     @triton.jit
-    def gemv_kernel(x, words, scale, y, outputs, count, ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
+    def gemv_kernel(
+        x,
+        words,
+        scale,
+        y,
+        outputs,
+        count,
+        ROWS: tl.constexpr,
+        BLOCK: tl.constexpr,
+        EVEN: tl.constexpr,
+        OVERLAP: tl.constexpr,
+    ):
         """ROWS outputs of one token; a thread holds whole words, and sums over their nibbles before it scales.
 
         A nibble becomes a float without a conversion: put into the upper bits of the mantissa of 1.0 it is 1 + q / 16. With
         S the sum of (1 + q / 16) * x over a word, the sum of (q - 8) * x is 16 * S - 24 * (sum of x).
+        The first stretch of weights is on its way before the kernel's turn has come.
         """
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        inside = row < outputs
-        start = row.to(tl.int64)[:, None]
+        inside = (row < outputs)[:, None]
+        column = tl.arange(0, BLOCK)
+        at_word = words + row.to(tl.int64)[:, None] * count + column[None, :]
+        at_scale = scale + row.to(tl.int64)[:, None] * (count // 8) + (column // 8)[None, :]
+        at_x = x + (column // 8) * 64 + column % 8
+        ahead = tl.load(at_word, mask=inside & (column < count)[None, :], other=0, eviction_policy="evict_first")
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         total = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
         for at in range(0, count, BLOCK):
-            word = at + tl.arange(0, BLOCK)
-            known = word < count
+            packed = ahead
+            following = at + BLOCK + column
+            ahead = tl.load(
+                at_word + at + BLOCK,
+                mask=inside & (following < count)[None, :],
+                other=0,
+                eviction_policy="evict_first",
+            )
+            known = at + column < count
             if EVEN:
-                packed = tl.load(
-                    words + start * count + word[None, :], mask=inside[:, None], other=0, eviction_policy="evict_first"
-                )
+                s = tl.load(at_scale + at // 8, mask=inside, other=0.0).to(tl.float32)
             else:
-                packed = tl.load(words + start * count + word[None, :], mask=inside[:, None] & known[None, :], other=0)
-            column = (word // 8) * 64 + word % 8
+                s = tl.load(at_scale + at // 8, mask=inside & known[None, :], other=0.0).to(tl.float32)
             sums = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
             plain = tl.zeros((BLOCK,), dtype=tl.float32)
             for nibble in tl.static_range(8):
-                a = tl.load(x + column + nibble * 8, mask=known, other=0.0).to(tl.float32)
+                if EVEN:
+                    a = tl.load(at_x + at * 8 + nibble * 8).to(tl.float32)
+                else:
+                    a = tl.load(at_x + at * 8 + nibble * 8, mask=known, other=0.0).to(tl.float32)
                 if nibble < 5:
                     bits = packed << (19 - 4 * nibble)
                 else:
@@ -199,11 +248,8 @@ if triton is not None:
                 unit = ((bits & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True)
                 sums += unit * a[None, :]
                 plain += a
-            s = tl.load(
-                scale + start * (count // 8) + (word // 8)[None, :], mask=inside[:, None] & known[None, :], other=0.0
-            )
-            total += (16.0 * sums - 24.0 * plain[None, :]) * s.to(tl.float32)
-        tl.store(y + row, tl.sum(total, 1).to(y.dtype.element_ty), mask=inside)
+            total += (16.0 * sums - 24.0 * plain[None, :]) * s
+        tl.store(y + row, tl.sum(total, 1).to(y.dtype.element_ty), mask=row < outputs)
 
     @triton.jit
     def gemm_kernel(
@@ -217,8 +263,12 @@ if triton is not None:
         HEIGHT: tl.constexpr,
         COLUMNS: tl.constexpr,
         BLOCK: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):
         """COLUMNS outputs of up to HEIGHT tokens; one product for each nibble of BLOCK words."""
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         token = tl.arange(0, HEIGHT)
         row = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
         inside = row < outputs

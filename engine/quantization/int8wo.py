@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.slots.launch import overlapping
 from engine.slots.quantization import Packed
 from engine.slots.registry import register
 
@@ -70,15 +71,36 @@ def cuda_linear(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     x = x.contiguous()
     if tokens == 1:
         block = 1024 if inputs % 1024 == 0 else 512
-        rows = 4 if outputs >= 8192 else 2
-        gemv_kernel[(triton.cdiv(outputs, rows),)](
-            x, q, scale, y, outputs, inputs, ROWS=rows, BLOCK=block, EVEN=inputs % block == 0, num_warps=4
+        gemv_kernel[(triton.cdiv(outputs, 2),)](
+            x,
+            q,
+            scale,
+            y,
+            outputs,
+            inputs,
+            ROWS=2,
+            BLOCK=block,
+            EVEN=inputs % block == 0,
+            num_warps=2,
+            **overlapping(x),
         )
         return y
     columns = 64 if outputs >= 16384 else 32 if outputs >= 8192 else 16
     height = max(16, triton.next_power_of_2(tokens))
     gemm_kernel[(triton.cdiv(outputs, columns),)](
-        x, q, scale, y, tokens, outputs, inputs, HEIGHT=height, COLUMNS=columns, BLOCK=128, num_warps=4, num_stages=4
+        x,
+        q,
+        scale,
+        y,
+        tokens,
+        outputs,
+        inputs,
+        HEIGHT=height,
+        COLUMNS=columns,
+        BLOCK=128,
+        num_warps=4,
+        num_stages=4,
+        **overlapping(x),
     )
     return y
 
@@ -86,23 +108,42 @@ def cuda_linear(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
 if triton is not None:
 
     @triton.jit
-    def gemv_kernel(x, q, scale, y, outputs, inputs, ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
-        """ROWS outputs of one token. Partial sums stay in each thread's registers until the end."""
+    def gemv_kernel(
+        x,
+        q,
+        scale,
+        y,
+        outputs,
+        inputs,
+        ROWS: tl.constexpr,
+        BLOCK: tl.constexpr,
+        EVEN: tl.constexpr,
+        OVERLAP: tl.constexpr,
+    ):
+        """ROWS outputs of one token. Partial sums stay in each thread's registers until the end.
+
+        The first stretch of weights is on its way before the kernel's turn has come.
+        """
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         inside = row < outputs
-        start = row.to(tl.int64)[:, None] * inputs
-        total = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
-        for at in range(0, inputs, BLOCK):
-            column = at + tl.arange(0, BLOCK)
-            at_weight = q + start + column[None, :]
+        column = tl.arange(0, BLOCK)
+        at_weight = q + row.to(tl.int64)[:, None] * inputs + column[None, :]
+        known = column < inputs
+        w = tl.load(at_weight, mask=inside[:, None] & known[None, :], eviction_policy="evict_first")
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
+        a = tl.load(x + column, mask=known, other=0.0).to(tl.float32)
+        # What was not loaded may be anything, NaN too, which no zero beside it makes harmless.
+        total = tl.where(known[None, :], w.to(tl.float32), 0.0) * a[None, :]
+        for at in range(BLOCK, inputs, BLOCK):
             if EVEN:
-                a = tl.load(x + column).to(tl.float32)
-                w = tl.load(at_weight, mask=inside[:, None], eviction_policy="evict_first").to(tl.float32)
+                a = tl.load(x + at + column).to(tl.float32)
+                w = tl.load(at_weight + at, mask=inside[:, None], eviction_policy="evict_first").to(tl.float32)
             else:
-                known = column < inputs
-                a = tl.load(x + column, mask=known, other=0.0).to(tl.float32)
-                w = tl.load(at_weight, mask=inside[:, None] & known[None, :], eviction_policy="evict_first")
-                # What was not loaded may be anything, NaN too, which no zero beside it makes harmless.
+                known = at + column < inputs
+                a = tl.load(x + at + column, mask=known, other=0.0).to(tl.float32)
+                w = tl.load(at_weight + at, mask=inside[:, None] & known[None, :], eviction_policy="evict_first")
                 w = tl.where(known[None, :], w.to(tl.float32), 0.0)
             total += w * a[None, :]
         result = tl.sum(total, 1) * tl.load(scale + row, mask=inside, other=0.0).to(tl.float32)
@@ -120,8 +161,12 @@ if triton is not None:
         HEIGHT: tl.constexpr,
         COLUMNS: tl.constexpr,
         BLOCK: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):
         """COLUMNS outputs of up to HEIGHT tokens."""
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         token = tl.arange(0, HEIGHT)
         row = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
         inside = row < outputs
