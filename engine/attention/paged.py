@@ -37,7 +37,8 @@ LONG_PROMPT = 1024
 """New tokens from which on a launch of flash attention for each prompt costs less than its better kernel gains."""
 
 KEYS_A_SPLIT = 64
-"""Splitting a cache finer than this costs more in joining than it gains in parallel programs."""
+"""Splitting a cache finer than this costs more in joining than it gains in parallel programs. On an H100 at batch 1, 64 keys
+made a decode step over 256 to 512 tokens faster than 256 did."""
 
 MAX_SPLITS = 64
 

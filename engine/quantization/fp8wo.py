@@ -141,13 +141,13 @@ if triton is not None:
         column = tl.arange(0, BLOCK)
         at_weight = q + row.to(tl.int64)[:, None] * inputs + column[None, :]
         known = column < inputs
-        w = tl.load(at_weight, mask=inside[:, None] & known[None, :], eviction_policy="evict_first")
+        first = tl.load(at_weight, mask=inside[:, None] & known[None, :], eviction_policy="evict_first")
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
             tl.extra.cuda.gdc_wait()
         a = tl.load(x + column, mask=known, other=0.0).to(tl.float32)
         # What was not loaded may be anything, NaN too, which no zero beside it makes harmless.
-        total = tl.where(known[None, :], w.to(tl.float32), 0.0) * a[None, :]
+        total = tl.where(known[None, :], first.to(tl.float32), 0.0) * a[None, :]
         for at in range(BLOCK, inputs, BLOCK):
             if EVEN:
                 a = tl.load(x + at + column).to(tl.float32)
