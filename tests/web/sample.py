@@ -349,6 +349,12 @@ def fill() -> dict[int, Submission]:
             "Merged: the exact merge result passed.",
             now - timedelta(hours=hours),
         )
+        merged = Build.objects.create(
+            branch=branch, base_sha=sha("tip", number), merge_sha=sha("merge", number), state=Build.State.MERGED
+        )
+        at = now - timedelta(hours=hours)
+        Build.objects.filter(pk=merged.pk).update(created_at=at - timedelta(seconds=95), ended_at=at)
+        merged.entries.add(made[number].queue_entry)
     building = enqueue(branch, made[12], QueueEntry.State.BUILDING, "Its merge result is being tested.")
     enqueue(branch, made[13], QueueEntry.State.WAITING, "Waits for 1 approval by a maintainer.")
     build = Build.objects.create(

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import plotly.graph_objects as go
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swapbench.web import wording
@@ -41,6 +41,7 @@ def test_an_interval_is_named_for_those_who_do_not_see_it() -> None:
     assert label == "+12.0 %, 95 % interval +10.0 … +14.0 %"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.floats(-0.99, 50)] * 3).map(sorted), min_size=1, max_size=8))
 def test_every_interval_lies_on_its_drawing(values: list[list[float]]) -> None:
     intervals = [Interval(middle, low, high) for low, middle, high in values]
@@ -52,6 +53,7 @@ def test_every_interval_lies_on_its_drawing(values: list[list[float]]) -> None:
     tree(interval_axis(scale))
 
 
+@settings(deadline=None)
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
 def test_ticks_are_few_and_inside(low: float, width: float) -> None:
     found = ticks(low, low + width)

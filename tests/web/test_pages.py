@@ -19,6 +19,7 @@ PAGES = (
     "/queue",
     "/history",
     "/compare",
+    "/compare?head=1",
     "/about/",
     "/login",
     "/healthz",
@@ -182,3 +183,11 @@ def test_a_person_signs_in_and_out(site: Client, db: None) -> None:
     assert right["Location"] == "/queue"
     assert "carol" in site.get("/").content.decode()
     assert site.post("/logout").status_code == 302
+
+
+def test_the_queue_says_how_long_it_will_take(site: Client, full: dict[int, Submission]) -> None:
+    text = site.get("/queue").content.decode()
+    assert "≈ 1\u202fmin 35\u202fs" in text
+    assert "≈ 3\u202fmin 10\u202fs" in text
+    BranchState.objects.update(held=True)
+    assert "≈" not in site.get("/queue").content.decode()

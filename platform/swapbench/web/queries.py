@@ -325,17 +325,40 @@ def submission_version(submission: Submission) -> str:
     )
 
 
+@dataclass(frozen=True)
+class PlaceShown:
+    """An entry's place in the queue; `wait` is the seconds until it is merged if every build passes, None where unknown."""
+
+    entry: QueueEntry
+    position: int
+    wait: float | None
+
+
+def places(entries: Sequence[QueueEntry], held: bool) -> list[PlaceShown]:
+    """The entries with how long they will wait: a median build of late for each that goes before, and one for itself."""
+    late = Build.objects.filter(state=Build.State.MERGED, ended_at__isnull=False).values_list("created_at", "ended_at")[
+        :20
+    ]
+    seconds = [(end - start).total_seconds() for start, end in late if end is not None]
+    build = median(seconds) if seconds and not held else None
+    return [
+        PlaceShown(entry, position, build * position if build is not None else None)
+        for position, entry in enumerate(entries, start=1)
+    ]
+
+
 def queue_page() -> dict[str, Any]:
     """All that the page of the queue shows."""
     entries = queue_entries()
+    state = branch()
     builds = Build.objects.prefetch_related(
         Prefetch("entries", queryset=QueueEntry.objects.select_related("submission__pull_request"))
     )
     gone = QueueEntry.objects.filter(state__in=[QueueEntry.State.MERGED, QueueEntry.State.LEFT])
     running = Attempt.objects.filter(build__isnull=False, state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
     return {
-        "queue": entries,
-        "branch": branch(),
+        "queue": places(entries, held=state.held if state else False),
+        "branch": state,
         "builds": list(builds[:10]),
         "running": [run_shown(attempt, ahead_of(attempt)) for attempt in running.defer("outcome")[:10]],
         "gone": list(gone.select_related("submission__pull_request").order_by("-ended_at", "-id")[:15]),

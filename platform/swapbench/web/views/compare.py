@@ -14,17 +14,13 @@ from swapbench.web import comparison, evidence, filters, queries
 
 @require_safe
 def page(request: HttpRequest) -> HttpResponse:
-    """`base` and `head` are numbers of submissions or the first digits of their head SHA."""
+    """`base` and `head` are numbers of submissions or the first digits of their head SHA; without both, only the form."""
     wanted = {name: filters.text(request.GET, name) for name in ("base", "head")}
     context: dict[str, Any] = {"section": "history", "wanted": wanted}
     if wanted["base"] and wanted["head"]:
         digits = {name: _digits(name, value) for name, value in wanted.items()}
         base, head = (_found(name, value) for name, value in digits.items())
         context |= _comparison(base, head)
-    elif wanted["base"] or wanted["head"]:
-        raise BadRequest(
-            _("Comparing needs both “base” and “head”: numbers of submissions, or at least 7 digits of a SHA.")
-        )
     return render(request, "pages/compare.html", context)
 
 
@@ -61,9 +57,9 @@ def _comparison(base: Submission, head: Submission) -> dict[str, Any]:
             )
         }
     rows = comparison.compared(evidence.case_table(left.cases).rows, evidence.case_table(right.cases).rows)
-    whole = queries.speedup_of(left), queries.speedup_of(right)
+    one, other = queries.speedup_of(left), queries.speedup_of(right)
     return context | {
         "rows": rows,
         "ratios": [row.ratio for row in rows if row.ratio is not None],
-        "overall": comparison.ratio_of(*whole) if whole[0] is not None and whole[1] is not None else None,
+        "overall": comparison.ratio_of(one, other) if one is not None and other is not None else None,
     }
