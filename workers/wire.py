@@ -5,6 +5,7 @@ travel in messages: a message names regions of shared buffers, whose file descri
 """
 
 import array
+import select
 import socket
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -44,6 +45,8 @@ class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: Size
     nbytes: Size
     writable: bool
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the memory lies: behind a memfd, or on the accelerator (workers.vmm)."""
 
 
 class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -218,10 +221,39 @@ def receive_at_judge(sock: socket.socket) -> FromHost:
     if flags & socket.MSG_CTRUNC:
         raise WireError("The module host sent file descriptors, which it never may.")
     if not data:
-        raise Closed("The module host has gone.")
+        # A message may be empty; only who has also hung up is gone.
+        if _hung_up(sock):
+            raise Closed("The module host has gone.")
+        raise WireError("The module host sent an empty message.")
     if flags & socket.MSG_TRUNC or len(data) > MAX_MESSAGE_BYTES:
         raise WireError(f"The module host sent a message of more than {MAX_MESSAGE_BYTES:,} bytes.")
     try:
         return _from_host.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"The module host sent something that is no message: {error}.") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
+        # msgspec quotes what it refuses, at whatever length the host chose.
+        raise WireError(f"The module host sent something that is no message: {printable(str(error), 200)}.") from None
+
+
+def waiting(sock: socket.socket) -> bool:
+    """Whether the other side has sent something that was not received yet. Raises Closed where it has gone."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | select.POLLRDHUP)
+    for _, events in poll.poll(0):
+        if events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR):
+            raise Closed("The module host has gone.")
+        return True
+    return False
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    try:
+        waiting(sock)
+    except Closed:
+        return True
+    return False
+
+
+def printable(text: str, limit: int) -> str:
+    """`text` from a host as it may be shown: control characters (a terminal obeys them) as escapes, and at most `limit` characters."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text[:limit])
+    return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"

@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import msgspec
 import torch
@@ -17,6 +17,11 @@ from workers.judge.buffers import Pack, Poison, bits
 
 SAMPLE = 256
 MAX_PREPARED_BYTES = 2 * 1024**3
+PREPARED_PER_INPUT = 4
+PREPARED_BESIDE = 64 * 1024**2
+REGIONS_PER_MESSAGE = 200
+MAX_SENTENCE = 3_000
+MAX_TRACEBACK = 16_000
 
 
 class Tampered(CallFailed):
@@ -32,12 +37,12 @@ class CallTimedOut(CallFailed):
 
 
 class ContributedError(CallFailed):
-    """The implementation raised. `traceback` is text for its author."""
+    """The implementation raised. `traceback` is text for its author; nothing in either makes a terminal do more than print."""
 
     def __init__(self, sentence: str, error: str, traceback: str) -> None:
-        super().__init__(sentence)
-        self.error = error
-        self.traceback = traceback
+        super().__init__(wire.printable(sentence, MAX_SENTENCE))
+        self.error = wire.printable(error, 200)
+        self.traceback = wire.printable(traceback, MAX_TRACEBACK)
 
 
 class Process(Protocol):
@@ -82,9 +87,10 @@ class HostClient:
     load_seconds: float = 0.0
     calls_seconds: float = 0.0
     """Sum of the time that calls were pending, by the judge's clock."""
+    device: ClassVar[Literal["cpu", "cuda"]] = "cpu"
+    pack_type: ClassVar[type[Pack]] = Pack
 
     def __post_init__(self) -> None:
-        self._seq = 0
         self._held: dict[str, Pack] = {}
         self._outputs: dict[tuple[tuple[str, TensorSpec], ...], Pack] = {}
         self._known_buffers: set[int] = set()
@@ -93,16 +99,18 @@ class HostClient:
 
     def load(self, path: str, threads: int, timeout: float) -> None:
         """Has the host import the slot file. Raises ContributedError, HostDied, CallTimedOut."""
-        self._send(wire.Load(path, threads))
-        answer = self._receive(timeout, "importing the file")
-        if not isinstance(answer, wire.Loaded):
+        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        if not isinstance(self._ask(wire.Load(path, threads, self.device), [], 0, deadline, "importing the file"), wire.Loaded):
             raise Tampered("The module host did not answer the request to load the file.")
-        self.load_seconds = answer.seconds
+        self.load_seconds = time.monotonic() - began
 
     def close(self) -> None:
         """Ends the host and everything it started."""
         self.process.kill()
         self.sock.close()
+        self._held.clear()
+        self._outputs.clear()
 
     def __enter__(self) -> "HostClient":
         return self
@@ -114,52 +122,43 @@ class HostClient:
 
     def hold(self, held: HeldSet) -> dict[str, Tensor]:
         """Shares tensors that outlive a call; see engine.slots.kind.Runner."""
-        views: dict[str, Tensor] = {}
-        packs: list[Pack] = []
-        for name, item in held.items():
-            if item.access == "private":
-                views[name] = item.tensor
-                continue
-            pack = Pack.of({name: item.tensor}, writable=item.access == "write")
-            self._held[name] = pack
-            packs.append(pack)
-            views[name] = pack.views[name]
-        for start in range(0, len(packs), wire.MAX_FDS):
-            some = packs[start : start + wire.MAX_FDS]
-            self._send(
-                wire.Hold([p.buffer.describe() for p in some], [r for p in some for r in p.regions]),
-                [p.buffer.fd for p in some],
-            )
-            if not isinstance(self._receive(self.call_timeout, "mapping shared tensors"), wire.Kept):
-                raise Tampered("The module host did not answer the request to map shared tensors.")
+        deadline = time.monotonic() + self.call_timeout
+        views = {name: item.tensor for name, item in held.items() if item.access == "private"}
+        for access in ("read", "write"):
+            tensors = [(name, item.tensor) for name, item in held.items() if item.access == access]
+            # Few buffers for many tensors, as each costs two descriptors (mmap keeps one, too), and a host chooses how many it packs.
+            for start in range(0, len(tensors), REGIONS_PER_MESSAGE):
+                pack = self.pack_type.of(dict(tensors[start : start + REGIONS_PER_MESSAGE]), writable=access == "write")
+                self._share(pack, pack.regions, deadline)
+                self._held |= dict.fromkeys(pack.views, pack)
+                views |= pack.views
         return views
 
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
         """Runs a preparation; see engine.slots.kind.Runner."""
-        self._seq += 1
-        pack = Pack.of(preparation.inputs)
+        deadline = time.monotonic() + self.call_timeout
+        seq = _new_seq()
+        pack = self.pack_type.of(preparation.inputs)
         what = f"'{preparation.operation}'"
-        self._send(
-            wire.Prepare(self._seq, preparation.operation, preparation.params, [pack.buffer.describe()], pack.regions),
-            [pack.buffer.fd],
-        )
-        answer = self._receive(self.call_timeout, what)
-        if not isinstance(answer, wire.Prepared) or answer.seq != self._seq:
+        request = wire.Prepare(seq, preparation.operation, preparation.params, [pack.buffer.describe()], pack.regions)
+        answer = self._ask(request, [pack.buffer.fd], seq, deadline, what)
+        if not isinstance(answer, wire.Prepared) or answer.seq != seq:
             raise Tampered(f"The module host gave an answer to {what} that was not asked for.")
         specs = {spec.name: TensorSpec(spec.shape, spec.dtype) for spec in answer.specs}
+        if len(specs) != len(answer.specs):
+            raise CallFailed(f"{what} returned several tensors of one name; names must differ.")
+        if any(spec.nbytes == 0 for spec in specs.values()):
+            raise CallFailed(f"{what} returned a tensor without elements.")
         total = sum(spec.nbytes for spec in specs.values())
-        if len(specs) != len(answer.specs) or total > MAX_PREPARED_BYTES:
-            raise CallFailed(
-                f"{what} returned {len(answer.specs)} tensors of {total:,} bytes; names must differ and at most "
-                f"{MAX_PREPARED_BYTES:,} bytes are taken."
-            )
-        outputs = Pack(specs, writable=True)
-        self._seq += 1
-        self._send(
-            wire.Collect(self._seq, [outputs.buffer.describe()], outputs.regions),
-            [outputs.buffer.fd],
-        )
-        self._expect_done(what)
+        # What the judge keeps for every case at once: a module that returns more than it was given, many times over, must not fill it.
+        given = sum(tensor.nbytes for tensor in preparation.inputs.values())
+        limit = min(MAX_PREPARED_BYTES, PREPARED_PER_INPUT * given + PREPARED_BESIDE)
+        if total > limit:
+            raise CallFailed(f"{what} returned {total:,} bytes for {given:,}; at most {limit:,} are taken.")
+        outputs = self.pack_type(specs, writable=True)
+        seq = _new_seq()
+        collect = wire.Collect(seq, [outputs.buffer.describe()], outputs.regions)
+        _check_done(self._ask(collect, [outputs.buffer.fd], seq, deadline, what), seq, what)
         return {name: view.clone() for name, view in outputs.views.items()}
 
     def run(self, call: Call) -> dict[str, Tensor]:
@@ -174,15 +173,15 @@ class HostClient:
         A buffer for each call costs the host one mmap inside the clock, the same for both sides, and makes it impossible to
         see the inputs before the clock runs (a host that polls a standing buffer would start early).
         """
-        self._seq += 1
-        pack = Pack.of(call.inputs)
+        seq = _new_seq()
+        pack = self.pack_type.of(call.inputs)
         key = tuple(call.outputs.items())
         outputs = self._outputs.get(key)
         if outputs is None:
             outputs = self._outputs[key] = Pack(call.outputs, writable=True)
         buffers = [pack.buffer.describe()]
         message = wire.Run(
-            self._seq, call.operation, call.params, buffers, pack.regions, outputs.regions, [pack.buffer.number]
+            seq, call.operation, call.params, buffers, pack.regions, outputs.regions, [pack.buffer.number]
         )
         sample = {}
         for name, view in outputs.views.items():
@@ -191,7 +190,7 @@ class HostClient:
                 [int.from_bytes(os.urandom(6), "big") % elements for _ in range(min(SAMPLE, elements))],
                 dtype=torch.int64,
             )
-        return ReadyCall(call, self._seq, wire.encode(message), pack, outputs, sample)
+        return ReadyCall(call, seq, wire.encode(message), pack, outputs, sample)
 
     def timed(self, ready: ReadyCall) -> Answer:
         """Makes a call with the clock running from before the message is sent until a secret sample of the output is read.
@@ -199,23 +198,28 @@ class HostClient:
         Raises Tampered where the sample still held poison or the snapshot taken afterwards differs from it: the host
         acknowledged before it had finished.
         """
+        what = f"'{ready.call.operation}'"
+        deadline = time.monotonic() + self.call_timeout
         if ready.outputs.buffer.number not in self._known_buffers:
-            self._share_outputs(ready.outputs)
+            self._share(ready.outputs, [], deadline)
+            self._known_buffers.add(ready.outputs.buffer.number)
         for view in ready.outputs.views.values():
             self.poison.fill(view)
         flats = {name: bits(view).view(-1) for name, view in ready.outputs.views.items()}
-        self.sock.settimeout(self.call_timeout)
         fds = [ready.pack.buffer.fd]
+        self._expect_silence()
+        self._wait_until(deadline, what)
 
         started = time.perf_counter_ns()
-        wire.send_encoded(self.sock, ready.message, fds)
-        answer = self._next_answer(f"'{ready.call.operation}'")
+        self._send_encoded(ready.message, fds)
+        answer = self._next_answer(what)
         seen = {name: flat[ready.sample[name]] for name, flat in flats.items()}
         seconds = (time.perf_counter_ns() - started) / 1e9
 
         self.calls_seconds += seconds
         clock.advance(seconds)
-        self._check_done(answer, ready.seq, f"'{ready.call.operation}'")
+        ready.pack.buffer.close()
+        _check_done(answer, ready.seq, what)
         outputs = {name: view.clone() for name, view in ready.outputs.views.items()}
         for name, sample in seen.items():
             dtype = outputs[name].dtype
@@ -229,21 +233,46 @@ class HostClient:
                 raise Tampered(f"{name!r} changed after the call was acknowledged.")
         for name in ready.call.check_state:
             outputs[f"state:{name}"] = self._held[name].views[name].clone()
-        ready.pack.buffer.close()
         return Answer(seconds, outputs)
 
-    def _share_outputs(self, outputs: Pack) -> None:
-        self._send(wire.Hold([outputs.buffer.describe()], []), [outputs.buffer.fd])
-        if not isinstance(self._receive(self.call_timeout, "mapping outputs"), wire.Kept):
-            raise Tampered("The module host did not answer the request to map its outputs.")
-        self._known_buffers.add(outputs.buffer.number)
+    def _share(self, pack: Pack, regions: list[wire.Region], deadline: float) -> None:
+        """Has the host map a buffer; its descriptor is given up at once, as mappings stay."""
+        hold = wire.Hold([pack.buffer.describe()], regions)
+        if not isinstance(self._ask(hold, [pack.buffer.fd], 0, deadline, "mapping shared tensors"), wire.Kept):
+            raise Tampered("The module host did not answer the request to map shared tensors.")
+        pack.buffer.close()
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
-    def _send(self, message: msgspec.Struct, fds: list[int] | None = None) -> None:
+    def _ask(self, message: msgspec.Struct, fds: list[int], seq: int, deadline: float, what: str) -> wire.FromHost:
+        """The answer to a message. Raises ContributedError where it is a failure, Tampered, HostDied, CallTimedOut."""
+        self._expect_silence()
+        self._wait_until(deadline, what)
+        self._send_encoded(wire.encode(message), fds)
+        answer = self._next_answer(what)
+        if isinstance(answer, wire.Failed):
+            _check_done(answer, seq, what)
+        return answer
+
+    def _expect_silence(self) -> None:
+        """Nothing may wait to be read when a request goes out: it would be taken for its answer."""
         try:
-            self.sock.settimeout(self.call_timeout)
-            wire.send(self.sock, message, fds or [])
+            if wire.waiting(self.sock):
+                raise Tampered("The module host sent a message that nobody had asked for.")
+        except wire.Closed:
+            raise self._died() from None
+        except OSError:
+            raise self._died() from None
+
+    def _wait_until(self, deadline: float, what: str) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise CallTimedOut(f"{what} did not end within {self.call_timeout:.0f} s.")
+        self.sock.settimeout(left)
+
+    def _send_encoded(self, data: bytes, fds: list[int]) -> None:
+        try:
+            wire.send_encoded(self.sock, data, fds)
         except TimeoutError:
             raise CallTimedOut("The module host stopped reading its messages.") from None
         except OSError:
@@ -261,25 +290,21 @@ class HostClient:
         except OSError:
             raise self._died() from None
 
-    def _receive(self, timeout: float, what: str) -> wire.FromHost:
-        self.sock.settimeout(timeout)
-        answer = self._next_answer(what)
-        if isinstance(answer, wire.Failed):
-            raise ContributedError(answer.sentence, answer.error, answer.traceback)
-        return answer
-
-    def _expect_done(self, what: str) -> None:
-        self._check_done(self._receive(self.call_timeout, what), self._seq, what)
-
-    def _check_done(self, answer: wire.FromHost, seq: int, what: str) -> None:
-        if isinstance(answer, wire.Failed):
-            raise ContributedError(answer.sentence, answer.error, answer.traceback)
-        if not isinstance(answer, wire.Done) or answer.seq != seq:
-            raise Tampered(f"The module host gave an answer to {what} that was not asked for.")
-
     def _died(self) -> HostDied:
-        deadline = time.monotonic() + 2.0
+        deadline = time.monotonic() + min(2.0, self.call_timeout)
         while self.process.alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         reason = self.process.exit_reason() if not self.process.alive() else "it closed its connection"
         return HostDied(f"The module host ended: {reason}.")
+
+
+def _new_seq() -> int:
+    """A number that no host can guess, so that no answer can be sent before its question was read."""
+    return int.from_bytes(os.urandom(6), "big") + 1
+
+
+def _check_done(answer: wire.FromHost, seq: int, what: str) -> None:
+    if not isinstance(answer, wire.Done | wire.Failed) or answer.seq != seq:
+        raise Tampered(f"The module host gave an answer to {what} that was not asked for.")
+    if isinstance(answer, wire.Failed):
+        raise ContributedError(answer.sentence, answer.error, answer.traceback)

@@ -176,7 +176,11 @@ def prepared(trial: Trial, side: Side, cases: list[Case], label: str) -> dict[st
             preparation = kind.preparation(case, held)
             if preparation is not None:
                 try:
-                    held = held | {n: Held(t, preparation.access) for n, t in host.prepare(preparation).items()}
+                    given = host.prepare(preparation)
+                    if clash := sorted(given.keys() & held.keys()):
+                        # The judge's own tensors are found by name, the original weight among them.
+                        raise Tampered(f"The module gave back a tensor under the judge's own name {clash[0]!r}.")
+                    held = held | {n: Held(t, preparation.access) for n, t in given.items()}
                 except CallFailed as failure:
                     found[case.name] = failure
                     continue
