@@ -28,31 +28,39 @@ REFERENCE = Path(__file__).parent / "checkpoints" / "reference"
 BOS, EOS = "<s>", "</s>"
 
 # One token each in the reference vocabulary when a space precedes them, so that a name or a key has the same length in every document.
-WORDS = tuple(
-    """
-    acorn oak elm alder amber anchor anvil apple apron arrow aspen atlas autumn badger bagel balcony bamboo banjo barley basil basket
-    beacon beaver bell birch biscuit blanket blossom bonfire bottle boulder bramble bridge bronze bucket butter button cabin
-    cactus camel candle canoe canyon carpet castle cedar cello chalk cherry chimney cinder circus clay cliff clover cobalt comet copper
-    coral cotton cradle crane crater cricket crystal curtain cypress daisy dolphin donkey dragon dune eagle easel ebony echo elbow
-    ember emerald falcon feather ferry fiddle finch flint flute fossil fountain garden garlic gecko geyser ginger glacier
-    glove goat granite grape gravel grove guitar hammer hammock harbor harvest hazel hedge helmet heron hickory honey horizon hornet
-    indigo island ivory jacket jaguar jasmine jersey jewel jungle juniper kayak kettle kite kiwi ladder lagoon lake
-    lantern lark laurel lava lemon lentil lily lime lizard llama lobster lotus lynx magnet mango maple marble meadow melon mint
-    mitten moose moss mountain mustard nectar nickel nutmeg oasis ocean olive onion opal orchard orchid otter owl oyster
-    paddle palace panda pansy papaya parrot peach pearl pebble pelican pepper petal piano pigeon pillow pine planet pond poplar
-    poppy prairie pumpkin puffin quail quarry quartz quilt rabbit radish rain raven ribbon river robin rocket rose ruby saddle
-    saffron sail salmon sandal sapphire satin scarf seal shell silk silver sleigh sparrow spruce stable star stone stork sugar summit
-    tango temple thicket thistle thunder tiger timber topaz torch tundra turtle umbrella valley vanilla velvet violet violin
-    walnut walrus waterfall whale wheat willow window winter wolf yarn zebra zephyr zinc
-    """.split()
-)
+_WORDS = """
+acorn oak elm alder amber anchor anvil apple apron arrow aspen atlas autumn badger bagel balcony bamboo banjo barley basil basket
+beacon beaver bell birch biscuit blanket blossom bonfire bottle boulder bramble bridge bronze bucket butter button cabin
+cactus camel candle canoe canyon carpet castle cedar cello chalk cherry chimney cinder circus clay cliff clover cobalt comet copper
+coral cotton cradle crane crater cricket crystal curtain cypress daisy dolphin donkey dragon dune eagle easel ebony echo elbow
+ember emerald falcon feather ferry fiddle finch flint flute fossil fountain garden garlic gecko geyser ginger glacier
+glove goat granite grape gravel grove guitar hammer hammock harbor harvest hazel hedge helmet heron hickory honey horizon hornet
+indigo island ivory jacket jaguar jasmine jersey jewel jungle juniper kayak kettle kite kiwi ladder lagoon lake
+lantern lark laurel lava lemon lentil lily lime lizard llama lobster lotus lynx magnet mango maple marble meadow melon mint
+mitten moose moss mountain mustard nectar nickel nutmeg oasis ocean olive onion opal orchard orchid otter owl oyster
+paddle palace panda pansy papaya parrot peach pearl pebble pelican pepper petal piano pigeon pillow pine planet pond poplar
+poppy prairie pumpkin puffin quail quarry quartz quilt rabbit radish rain raven ribbon river robin rocket rose ruby saddle
+saffron sail salmon sandal sapphire satin scarf seal shell silk silver sleigh sparrow spruce stable star stone stork sugar summit
+tango temple thicket thistle thunder tiger timber topaz torch tundra turtle umbrella valley vanilla velvet violet violin
+walnut walrus waterfall whale wheat willow window winter wolf yarn zebra zephyr zinc
+"""
+WORDS = tuple(_WORDS.split())
 BRACKETS = ((" (", " )"), (" [", " ]"), (" {", " }"), (" <", " >"))
 
 # How often each kind of document is drawn: for a model to learn from, and for the judge's text, where most positions should be ones
 # that a good model is sure of.
-TRAINING_MIX = {"text": 0.34, "needles": 0.26, "mixed": 0.10, "passages": 0.11, "recall": 0.08, "runs": 0.07, "brackets": 0.04}
-EVALUATION_MIX = {"text": 0.55, "passages": 0.15, "needles": 0.10, "recall": 0.10, "runs": 0.06, "brackets": 0.04}
+TRAINING_MIX = {
+    "text": 0.32,
+    "needles": 0.26,
+    "mixed": 0.12,
+    "passages": 0.11,
+    "recall": 0.08,
+    "runs": 0.07,
+    "brackets": 0.04,
+}
+EVALUATION_MIX = {"text": 0.24, "passages": 0.22, "recall": 0.20, "runs": 0.20, "needles": 0.08, "brackets": 0.06}
 ANSWER_WEIGHT = 4.0
+FILLER_WEIGHT = 0.25
 KEY_WORDS = 4
 
 
@@ -63,6 +71,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Any, /, skip_special_tokens: bool = ...) -> str: ...
     def token_to_id(self, token: str, /) -> int | None: ...
     def get_vocab_size(self) -> int: ...
+    def __hash__(self) -> int: ...
 
 
 def generator(seed: bytes, *purpose: object) -> np.random.Generator:
@@ -74,21 +83,27 @@ def generator(seed: bytes, *purpose: object) -> np.random.Generator:
 # --- the standard library -----------------------------------------------------------------------------------------------------
 
 # Character tables and test suites: installations differ in whether they ship them, and a page of hexadecimal numbers teaches nothing.
-_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__", "__phello__"}
+_LEFT_OUT = {"site-packages", "dist-packages", "encodings", "__pycache__", "__phello__"}
+_TESTS = {"test", "tests", "idle_test"}
 _LONGEST_FILE = 800_000
 
 
 @functools.cache
-def source_files(root: Path | None = None) -> tuple[Path, ...]:
-    """The standard library's Python files in a fixed order.
+def source_files(root: Path | None = None, *, tests: bool = False) -> tuple[Path, ...]:
+    """The standard library's Python files in a fixed order, of this interpreter or under `root`, with its test suite if asked for.
 
     Raises RuntimeError when fewer than 100 are found: an installation that ships only bytecode can't be drawn from.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
+    left_out = _LEFT_OUT if tests else _LEFT_OUT | _TESTS
     found = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if _LEFT_OUT.isdisjoint(parts) and not parts[0].startswith("config-") and 400 <= path.stat().st_size <= _LONGEST_FILE:
+        if (
+            left_out.isdisjoint(parts)
+            and not parts[0].startswith("config-")
+            and 400 <= path.stat().st_size <= _LONGEST_FILE
+        ):
             found.append(path)
     if len(found) < 100:
         raise RuntimeError(
@@ -109,12 +124,15 @@ def held_out(path: Path) -> bool:
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DEFINED = re.compile(r"\b(?:def|class)[ ]+([A-Za-z_]\w*)|\bself\.([A-Za-z_]\w*)|^[ ]*([A-Za-z_]\w*)(?:, [a-z_]+)* = ", re.MULTILINE)
-_KEPT = frozenset(
-    "self cls args kwargs name value data key None True False print len str int list dict set tuple type object super isinstance "
-    "Exception ValueError TypeError and or not in is if else elif for while def class return import from as with try except finally "
-    "raise pass yield lambda global assert del break continue the of to a an it that this be are by on when".split()
+_DEFINED = re.compile(
+    r"\b(?:def|class)[ ]+([A-Za-z_]\w*)|\bself\.([A-Za-z_]\w*)|^[ ]*([A-Za-z_]\w*)(?:, [a-z_]+)* = ", re.MULTILINE
 )
+_TOO_COMMON = """
+self cls args kwargs name value data key None True False print len str int list dict set tuple type object super isinstance
+Exception ValueError TypeError and or not in is if else elif for while def class return import from as with try except finally
+raise pass yield lambda global assert del break continue the of to a an it that this be are by on when
+"""
+_KEPT = frozenset(_TOO_COMMON.split())
 
 
 def defined_names(text: str) -> list[str]:
@@ -123,8 +141,15 @@ def defined_names(text: str) -> list[str]:
     return sorted(n for n in names if n not in _KEPT and not n.startswith("__"))
 
 
+@functools.lru_cache(maxsize=2048)
+def _names_in(path: Path) -> tuple[str, ...]:
+    return tuple(defined_names(read_source(path)))
+
+
 def _shape(name: str) -> str:
-    return ("_" if name.startswith("_") else "") + ("U" if name.isupper() else "C" if name.lstrip("_")[:1].isupper() else "l")
+    return ("_" if name.startswith("_") else "") + (
+        "U" if name.isupper() else "C" if name.lstrip("_")[:1].isupper() else "l"
+    )
 
 
 def rename(text: str, pool: Sequence[str], rng: np.random.Generator) -> str:
@@ -151,7 +176,7 @@ def draw_sources(rng: np.random.Generator, characters: int, files: Sequence[Path
     """Renamed source texts of different files, at least `characters` characters in all unless the files hold fewer."""
     files = files or source_files()
     order = rng.permutation(len(files))
-    pool = sorted({name for i in order[-40:] for name in defined_names(read_source(files[i]))})
+    pool = sorted({name for i in order[-40:] for name in _names_in(files[i])})
     texts, total = [], 0
     for i in order:
         text = rename(read_source(files[i]), pool, rng)
@@ -272,9 +297,13 @@ def add_needles(doc: Document, rng: np.random.Generator, filler: Filler, length:
     for name in names:
         key = doc.pieces(f" {_words(rng, KEY_WORDS)}.")
         hidden, asking = doc.pieces(f"\nThe passkey of {name} is"), doc.pieces(question(name))
-        depth = rng.uniform(0, 0.9)
-        times = [1.0 if name is names[-1] else rng.uniform(depth, 1.0)]
-        times += [rng.uniform(depth, 1.0) for _ in range(int(rng.integers(0, 2 * max(1, asked // (2 * needles)) + 1)))]
+        # Half of them early and asked about late: distances near the whole length are rare in an even draw, and stay unlearnt.
+        far = rng.random() < 0.5
+        depth = 0.9 * rng.random() ** (4 if far else 1)
+        n = 1 + int(rng.integers(0, 2 * max(1, asked // (2 * needles)) + 1))
+        times = [1 - (1 - depth) * rng.random() ** (4 if far else 1) for _ in range(n)]
+        if name is names[-1]:
+            times[0] = 1.0
         cost = len(hidden) + len(key) + len(times) * (len(asking) + len(key))
         if events and cost > budget - length // 4:
             break
@@ -289,10 +318,10 @@ def add_needles(doc: Document, rng: np.random.Generator, filler: Filler, length:
     for at, _, ids, weights in sorted(events, key=lambda event: event[0]):
         place = int(np.searchsorted(breaks, at * len(text)))
         here = int(breaks[place]) if place < len(breaks) else len(text)
-        doc.add(text[done:here])
+        doc.add(text[done:here], FILLER_WEIGHT)
         doc.add(ids, weights)
         done = here
-    doc.add(text[done:])
+    doc.add(text[done:], FILLER_WEIGHT)
 
 
 def add_recall(doc: Document, rng: np.random.Generator, filler: Filler, length: int) -> None:
@@ -353,12 +382,15 @@ def add_brackets(doc: Document, rng: np.random.Generator, filler: Filler, length
 
 
 def add_mixed(doc: Document, rng: np.random.Generator, filler: Filler, length: int) -> None:
-    """Sections of every kind, as the judge draws them."""
+    """Sections of every kind in rounds of 2048 tokens at most, each round with the shares of EVALUATION_MIX in an order of its own, so
+    that one seed's text is as hard as another's.
+    """
     end = doc.length + length
-    kinds, shares = list(EVALUATION_MIX), np.array(list(EVALUATION_MIX.values()))
     while doc.length < end:
-        section = min(_log_uniform(rng, 128, max(129, length // 3)), max(end - doc.length, 64))
-        KINDS[kinds[rng.choice(len(kinds), p=shares / shares.sum())]](doc, rng, filler, section)
+        whole = min(2048, max(256, end - doc.length))
+        for kind in rng.permutation(list(EVALUATION_MIX)):
+            if doc.length < end:
+                KINDS[kind](doc, rng, filler, max(48, round(EVALUATION_MIX[kind] * whole)))
 
 
 KINDS: dict[str, Callable[[Document, np.random.Generator, Filler, int], None]] = {
@@ -392,7 +424,9 @@ def reference_tokenizer() -> Tokenizer:
 
     path = REFERENCE / "tokenizer.json"
     if not path.exists():
-        raise RuntimeError(f"{path} is missing: train the reference with `python -m engine.train_reference --out {REFERENCE}`")
+        raise RuntimeError(
+            f"{path} is missing: train the reference with `python -m engine.train_reference --out {REFERENCE}`"
+        )
     loaded: Tokenizer = Load.from_file(str(path))
     return loaded
 
@@ -406,14 +440,16 @@ def encode_sources(texts: Iterable[str], pieces: Pieces) -> Ids:
     """Texts as one stream of tokens, each ended by the end-of-text token."""
     parts = []
     for text in texts:
-        parts.append(np.array(pieces.tokenizer.encode("\n" + text.strip("\n"), add_special_tokens=False).ids, dtype=np.int32))
+        parts.append(
+            np.array(pieces.tokenizer.encode("\n" + text.strip("\n"), add_special_tokens=False).ids, dtype=np.int32)
+        )
         parts.append(np.array([pieces.eos], dtype=np.int32))
     return np.concatenate(parts)
 
 
 def _drawn_filler(rng: np.random.Generator, pieces: Pieces, tokens: int, files: Sequence[Path] | None) -> Filler:
     # Five characters a token is more than any text of the library has, and the draw still has room to begin somewhere else.
-    return pieces.filler(encode_sources(draw_sources(rng, 5 * tokens + 50_000, files), pieces))
+    return pieces.filler(encode_sources(draw_sources(rng, 5 * tokens + 20_000, files), pieces))
 
 
 @dataclass(frozen=True)
@@ -447,7 +483,9 @@ def evaluation_text(
 ) -> str:
     """The same document as text, without its beginning-of-text token; encoded again it has about `tokens` tokens."""
     tokenizer = tokenizer or reference_tokenizer()
-    return tokenizer.decode(evaluation_tokens(seed, tokens, tokenizer, files=files).ids[1:].tolist(), skip_special_tokens=False)
+    return tokenizer.decode(
+        evaluation_tokens(seed, tokens, tokenizer, files=files).ids[1:].tolist(), skip_special_tokens=False
+    )
 
 
 @dataclass(frozen=True)
@@ -474,7 +512,9 @@ def needle_tokens(
         raise ValueError(f"depth {depth} of a needle: it is a share of the document, 0 to 1")
     least = 128 + 24 * distractors
     if length_tokens < least:
-        raise ValueError(f"a needle document of {length_tokens} tokens with {distractors} distractors: at least {least} are needed")
+        raise ValueError(
+            f"a needle document of {length_tokens} tokens with {distractors} distractors: at least {least} are needed"
+        )
     pieces = _pieces_of(tokenizer or reference_tokenizer())
     rng = generator(seed, "needle", length_tokens, depth)
     filler = _drawn_filler(rng, pieces, length_tokens, files)
@@ -482,7 +522,10 @@ def needle_tokens(
     names = [f"{WORDS[a]} {WORDS[b]}" for a, b in drawn.reshape(-1, 2)]
     keys = [_words(rng, KEY_WORDS) for _ in names]
     depths = [depth, *rng.uniform(0, 1, distractors)]
-    lines = sorted(zip(depths, [pieces(needle(n, k)) for n, k in zip(names, keys, strict=True)], strict=True), key=lambda line: line[0])
+    lines = sorted(
+        zip(depths, [pieces(needle(n, k)) for n, k in zip(names, keys, strict=True)], strict=True),
+        key=lambda line: line[0],
+    )
     ask = pieces(question(names[0]))
     text = filler.draw(rng, length_tokens - 1 - len(ask) - sum(len(ids) for _, ids in lines))
     breaks = np.append(pieces.line_starts(text), len(text))

@@ -1,8 +1,9 @@
 """Trains the quality model, the checkpoint that the judge questions: `python -m engine.train_reference --out DIR`.
 
 A Llama-shaped decoder of 7.4 M parameters with a byte-level BPE of its own, trained from nothing but `engine.corpus`, first on short
-documents and then on long ones. The length, the learning rate and the share of quantization-aware steps follow the share of the
-minutes that has passed, so the same recipe fits whatever time there is.
+documents and then on long ones. The length, the learning rate and the quantization-aware steps follow the share of the minutes
+that has passed, so the same recipe fits whatever time there is; with `--steps` they follow the steps, and a second run on the same
+machine repeats the first.
 
 Training wants to see whole documents at once and no cache, so it has a model of its own here, a hundred lines; tests hold it to the
 same logits as the engine's.
@@ -84,14 +85,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-def fake_int4(weight: Tensor, group: int = 64) -> Tensor:
+def fake_int4(weight: Tensor, noise: bool, group: int = 64) -> Tensor:
     """The weight as symmetric int4 with one scale per `group` inputs would give it back; its gradient passes straight through.
 
-    Training on these now and then keeps what the model knows out of reach of the rounding that a Q4 module does.
+    With `noise`, an error of the same size but drawn at random, so that no single grid is learnt. Small models are brittle under
+    rounding where large ones are not; training on such weights now and then makes this one behave like its elders.
     """
     grouped = weight.detach().unflatten(-1, (-1, group))
     scale = grouped.abs().amax(-1, keepdim=True).clamp_min(1e-8) / 7
-    rounded = ((grouped / scale).round().clamp(-8, 7) * scale).flatten(-2)
+    rounded = (
+        grouped + scale * (torch.rand_like(grouped) - 0.5) if noise else (grouped / scale).round().clamp(-8, 7) * scale
+    )
+    rounded = rounded.flatten(-2)
     return weight + (rounded - weight).detach()
 
 
@@ -114,6 +119,15 @@ def after_attention(
     x = x + F.linear(attended.flatten(1), wo)
     h = rms_norm(x, norm, eps).to(gate.dtype)
     return x + F.linear(F.silu(F.linear(h, gate)) * F.linear(h, up), down)
+
+
+def divergences(x: Tensor, expected: Tensor, norm: Tensor, embedding: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """KL of the predictions from x against those from `expected`, both [tokens, hidden] before the last norm: [tokens] nats."""
+    head = embedding.to(dtype)
+    got = F.log_softmax(F.linear(rms_norm(x, norm, eps).to(dtype), head).float(), -1)
+    with torch.no_grad():
+        want = F.log_softmax(F.linear(rms_norm(expected, norm, eps).to(dtype), head).float(), -1)
+    return (want.exp() * (want - got)).sum(-1)
 
 
 def token_losses(x: Tensor, norm: Tensor, embedding: Tensor, targets: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -140,7 +154,9 @@ class Block(nn.Module):
         super().__init__()
         d, q, kv = s.hidden_size, s.num_attention_heads * s.head_dim, s.num_key_value_heads * s.head_dim
         self.self_attn = Projections(q_proj=(d, q), k_proj=(d, kv), v_proj=(d, kv), o_proj=(q, d))
-        self.mlp = Projections(gate_proj=(d, s.intermediate_size), up_proj=(d, s.intermediate_size), down_proj=(s.intermediate_size, d))
+        self.mlp = Projections(
+            gate_proj=(d, s.intermediate_size), up_proj=(d, s.intermediate_size), down_proj=(s.intermediate_size, d)
+        )
         self.input_layernorm = Norm(d)
         self.post_attention_layernorm = Norm(d)
 
@@ -149,7 +165,7 @@ class Decoder(nn.Module):
     """The model under its Hugging Face names. Attributes:
 
     dtype: what matrices are multiplied in; the residual stream and the norms stay float32.
-    quantized: whether the blocks' matrices go through `fake_int4`.
+    rounding: None, or what the blocks' matrices go through before use.
     attention: (q, k, v: [batch, heads, length, head_dim]) -> the same shape, causal.
     """
 
@@ -161,9 +177,16 @@ class Decoder(nn.Module):
         self.model.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
         self.model.norm = Norm(shape.hidden_size)
         self.dtype = torch.float32
-        self.quantized = False
-        self.attention: Callable[[Tensor, Tensor, Tensor], Tensor] = functools.partial(F.scaled_dot_product_attention, is_causal=True)
-        self._before, self._after, self._losses = attention_inputs, after_attention, token_losses
+        self.rounding: Callable[[Tensor], Tensor] | None = None
+        self.attention: Callable[[Tensor, Tensor, Tensor], Tensor] = functools.partial(
+            F.scaled_dot_product_attention, is_causal=True
+        )
+        self._before, self._after, self._losses, self._divergences = (
+            attention_inputs,
+            after_attention,
+            token_losses,
+            divergences,
+        )
 
     def initialize(self, seed: int) -> None:
         random = torch.Generator().manual_seed(seed)
@@ -177,19 +200,25 @@ class Decoder(nn.Module):
 
     def compile(self) -> None:
         """Compiles what lies between the attentions, once for all layers and lengths, as the number of tokens is always the same."""
-        self._before, self._after, self._losses = (
-            torch.compile(f, dynamic=False) for f in (attention_inputs, after_attention, token_losses)
+        self._before, self._after, self._losses, self._divergences = (
+            torch.compile(f, dynamic=False) for f in (attention_inputs, after_attention, token_losses, divergences)
         )
 
     def hidden(self, ids: Tensor) -> Tensor:
         """ids: [batch, length] -> the residual stream before the last norm, [batch * length, hidden] float32."""
         s, (batch, length) = self.shape, ids.shape
-        frequencies = s.rope_theta ** (-torch.arange(0, s.head_dim, 2, device=ids.device, dtype=torch.float64) / s.head_dim)
-        angles = (torch.arange(length, device=ids.device, dtype=torch.float64)[:, None] * frequencies).float().repeat(batch, 1)
+        frequencies = s.rope_theta ** (
+            -torch.arange(0, s.head_dim, 2, device=ids.device, dtype=torch.float64) / s.head_dim
+        )
+        angles = (
+            (torch.arange(length, device=ids.device, dtype=torch.float64)[:, None] * frequencies)
+            .float()
+            .repeat(batch, 1)
+        )
         cos, sin = angles.cos(), angles.sin()
-        
+
         def ready(projection: nn.Linear) -> Tensor:
-            return (fake_int4(projection.weight) if self.quantized else projection.weight).to(self.dtype)
+            return (self.rounding(projection.weight) if self.rounding else projection.weight).to(self.dtype)
 
         x = self.model.embed_tokens(ids.flatten())
         for layer in self.model.layers:
@@ -204,10 +233,23 @@ class Decoder(nn.Module):
 
     def losses(self, ids: Tensor, targets: Tensor) -> Tensor:
         """ids, targets: [batch, length] -> cross-entropy in nats, [batch, length] float32."""
+        return self._losses(self.hidden(ids), *self._head(targets.flatten())).view(ids.shape)
+
+    def rounded_losses(
+        self, ids: Tensor, targets: Tensor, rounding: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy with rounded weights, and how far its predictions are from those with the weights as they are."""
+        with torch.no_grad():
+            expected = self.hidden(ids)
+        self.rounding = rounding
         x = self.hidden(ids)
-        return self._losses(
-            x, self.model.norm.weight, self.model.embed_tokens.weight, targets.flatten(), self.shape.rms_norm_eps, self.dtype
-        ).view(ids.shape)
+        self.rounding = None
+        losses = self._losses(x, *self._head(targets.flatten()))
+        norm, embedding, *rest = self._head()
+        return losses.view(ids.shape), self._divergences(x, expected, norm, embedding, *rest).view(ids.shape)
+
+    def _head(self, *between: Tensor) -> tuple[Any, ...]:
+        return self.model.norm.weight, self.model.embed_tokens.weight, *between, self.shape.rms_norm_eps, self.dtype
 
     def logits(self, ids: Tensor, last: int | None = None) -> Tensor:
         """ids: [batch, length] -> float32 logits of the last `last` positions (all if None), [batch, last, vocab]."""
@@ -221,7 +263,7 @@ class Decoder(nn.Module):
 
 # Large models have a few input channels that matter out of proportion; int4 with one scale for a whole row loses the others, which is
 # why groups exist. Powers of two between groups of channels give this small one the same trait and change no output by one bit.
-SPREAD = (1.0, 0.5, 0.25, 0.125)
+SPREAD = (1.0, 1.0, 0.5, 0.25)
 
 
 def spread_channels(state: dict[str, Tensor], shape: Shape, *, undo: bool = False) -> dict[str, Tensor]:
@@ -294,7 +336,9 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Any:
     )
     tokenizer.train_from_iterator([*texts, tasks, phrases], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{corpus.BOS} $A", pair=f"{corpus.BOS} $A $B", special_tokens=[(corpus.BOS, tokenizer.token_to_id(corpus.BOS))]
+        single=f"{corpus.BOS} $A",
+        pair=f"{corpus.BOS} $A $B",
+        special_tokens=[(corpus.BOS, tokenizer.token_to_id(corpus.BOS))],
     )
     return tokenizer
 
@@ -353,7 +397,9 @@ class Muon(torch.optim.Optimizer):
     the size of an Adam step (Liu et al. 2025, arXiv:2502.16982). Matrices of one shape are stepped together.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.2
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -388,20 +434,23 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. stages: (length, share of the minutes) in order; tokens: tokens per step; rate: the highest learning rate of the
-    matrices; warmup, decay: shares of the minutes; quantized_from: from which share on every other step is `fake_int4`.
+    """How to train: for so many minutes or, if given, so many steps; every share is a share of that.
+
+    stages: (length, share) in order. tokens: tokens per step. rate: the highest learning rate of the matrices. warmup, decay: shares.
+    rounded_from: from which share on every other step is a short one on rounded weights. variants: renamed copies of the text.
     """
 
-    stages: tuple[tuple[int, float], ...] = ((2048, 0.45), (8192, 0.25), (32768, 0.30))
+    stages: tuple[tuple[int, float], ...] = ((2048, 0.40), (8192, 0.22), (32768, 0.38))
     tokens: int = 131072
-    minutes: float = 7.5
+    minutes: float = 4.6
+    steps: int | None = None
     seed: int = 0
     rate: float = 4e-3
     embedding_rate: float = 3e-3
     warmup: float = 0.02
     decay: float = 0.55
-    quantized_from: float = 0.6
-    variants: int = 8
+    rounded_from: float = 0.35
+    variants: int = 5
 
     def rate_at(self, share: float) -> float:
         """The learning rate's factor at a share of the minutes: up in a line, level, down in a line to 2 %."""
@@ -442,8 +491,16 @@ def fastest_attention(q: Tensor) -> tuple[str, Callable[[Tensor, Tensor, Tensor]
     return best, kernels[best]
 
 
-def train(model: Decoder, tokenizer: Any, stream: corpus.Ids, recipe: Recipe, out: Path, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def train(
+    model: Decoder,
+    tokenizer: Any,
+    stream: corpus.Ids,
+    recipe: Recipe,
+    out: Path,
+    report: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """Trains in place for the recipe's minutes, saving every 45 seconds, and returns the history that loss.json holds."""
+    torch.manual_seed(recipe.seed)
     device = next(model.parameters()).device
     cuda = device.type == "cuda"
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -454,33 +511,65 @@ def train(model: Decoder, tokenizer: Any, stream: corpus.Ids, recipe: Recipe, ou
     ]
     rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
     history: dict[str, Any] = {
-        "machine": machine(device), "recipe": asdict(recipe), "shape": asdict(model.shape), "attention": {},
-        "columns": ["seconds", "tokens", "length", "rate", "loss"], "points": [],
+        "machine": machine(device),
+        "recipe": asdict(recipe),
+        "shape": asdict(model.shape),
+        "attention": {},
+        "columns": ["seconds", "tokens", "length", "rate", "loss", "rounded_kl"],
+        "points": [],
     }
-    workers = min(10, (os.cpu_count() or 2) - 2) if cuda else 0
+    workers = min(7, (os.cpu_count() or 2) - 2) if cuda else 0
+
+    def loader(length: int, stage: int) -> Any:
+        data = Batches(tokenizer, stream, max(1, recipe.tokens // length), length, recipe.seed, stage)
+        return torch.utils.data.DataLoader(
+            data, batch_size=None, num_workers=workers, pin_memory=cuda, prefetch_factor=8 if workers else None
+        )
+
     steps = tokens = 0
     stage = -1
     batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+    shortest = recipe.stages[0][0]
+    short_batches = iter(loader(shortest, -1))
+    attentions: dict[int, Any] = {}
     running: list[Tensor] = []
+    divergence: list[Tensor] = []
     start = saved = time.monotonic()
     budget = recipe.minutes * 60
     while True:
-        share = (time.monotonic() - start) / budget
+        share = steps / recipe.steps if recipe.steps else (time.monotonic() - start) / budget
         if share >= 1 and steps:
             break
         if recipe.stage_at(share) != stage or stage < 0:
             stage = recipe.stage_at(share)
             length = recipe.stages[stage][0]
-            data = Batches(tokenizer, stream, max(1, recipe.tokens // length), length, recipe.seed, stage)
-            batches = iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers, pin_memory=cuda, prefetch_factor=8 if workers else None))
+            batches = iter(loader(length, stage))
             if cuda:
-                like = torch.randn(data.batch, length, model.shape.num_attention_heads, model.shape.head_dim, device=device, dtype=model.dtype)
-                history["attention"][str(length)], model.attention = fastest_attention(like.transpose(1, 2).requires_grad_())
-        ids, weights = (t.to(device, non_blocking=True) for t in next(batches))
-        model.quantized = share >= recipe.quantized_from and steps % 2 == 1
-        losses = model.losses(ids[:, :-1].long(), ids[:, 1:].long())
-        weights = weights[:, 1:]
-        loss = (losses * weights).sum() / weights.sum()
+                like = torch.randn(
+                    max(1, recipe.tokens // length),
+                    length,
+                    model.shape.num_attention_heads,
+                    model.shape.head_dim,
+                    device=device,
+                    dtype=model.dtype,
+                )
+                history["attention"][str(length)], attentions[length] = fastest_attention(
+                    like.transpose(1, 2).requires_grad_()
+                )
+        round_now = steps == 0 or (share >= recipe.rounded_from and steps % 2 == 1)
+        if cuda:
+            model.attention = attentions[shortest if round_now else length]
+        ids, weights = (t.to(device, non_blocking=True) for t in next(short_batches if round_now else batches))
+        ids, weights = ids.long(), weights[:, 1:]
+        if round_now:
+            rounding = functools.partial(fake_int4, noise=steps % 4 == 3)
+            losses, apart = model.rounded_losses(ids[:, :-1], ids[:, 1:], rounding)
+            loss = (losses * weights).sum() / weights.sum() + 2 * apart.mean()
+            divergence.append(apart.detach().mean())
+        else:
+            losses = model.losses(ids[:, :-1], ids[:, 1:])
+            loss = (losses * weights).sum() / weights.sum()
+            running.append(loss.detach())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         for optimizer, full in zip(optimizers, rates, strict=True):
@@ -490,19 +579,33 @@ def train(model: Decoder, tokenizer: Any, stream: corpus.Ids, recipe: Recipe, ou
             optimizer.zero_grad(set_to_none=True)
         steps += 1
         tokens += weights.numel()
-        running.append(loss.detach())
-        if steps == 1:
-            # The first step compiles; the minutes are the training's.
+        if steps == 2:
+            # The first step of either sort compiles; the minutes are the training's.
             loss.item()
             start = saved = time.monotonic() if cuda else start
         if len(running) >= (10 if cuda else 1):
             mean = torch.stack(running).mean().item()
+            apart_mean = round(torch.stack(divergence).mean().item(), 4) if divergence else None
             running.clear()
+            divergence.clear()
             if not math.isfinite(mean):
-                raise RuntimeError(f"the loss is {mean} after {steps} steps: lower --rate, the last good checkpoint is in {out}")
+                raise RuntimeError(
+                    f"the loss is {mean} after {steps} steps: lower --rate, the last good checkpoint is in {out}"
+                )
             now = time.monotonic()
-            history["points"].append([round(now - start, 1), tokens, length, round(recipe.rate_at(share), 4), round(mean, 4)])
-            report({"step": steps, "share": min(1.0, (now - start) / budget), "length": length, "loss": mean, "rate": tokens / (now - start + 1e-9)})
+            history["points"].append(
+                [round(now - start, 1), tokens, length, round(recipe.rate_at(share), 4), round(mean, 4), apart_mean]
+            )
+            report(
+                {
+                    "step": steps,
+                    "share": min(1.0, share),
+                    "length": length,
+                    "loss": mean,
+                    "kl": apart_mean,
+                    "rate": tokens / (now - start + 1e-9),
+                }
+            )
             if now - saved > 45:
                 save(model, out, history)
                 saved = time.monotonic()
@@ -513,7 +616,11 @@ def train(model: Decoder, tokenizer: Any, stream: corpus.Ids, recipe: Recipe, ou
 
 def machine(device: torch.device) -> dict[str, str]:
     """What the figures were measured on."""
-    found = {"python": platform.python_version(), "torch": torch.__version__, "device": platform.processor() or platform.machine()}
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": platform.processor() or platform.machine(),
+    }
     if device.type == "cuda":
         found["device"] = torch.cuda.get_device_name(device)
         found["cuda"] = str(torch.version.cuda)
@@ -540,13 +647,23 @@ def _tokenizer_of(tokenizer_json: str) -> Any:
 
 @torch.no_grad()
 def passkey_recall(
-    model: Decoder, tokenizer: Any, lengths: tuple[int, ...], depths: tuple[float, ...], documents: int, distractors: int, seed: bytes,
+    model: Decoder,
+    tokenizer: Any,
+    lengths: tuple[int, ...],
+    depths: tuple[float, ...],
+    documents: int,
+    distractors: int,
+    seed: bytes,
     processes: int = 1,
 ) -> dict[str, list[float]]:
     """The share of needle documents whose whole key is the model's first choice, token by token: {length: [share per depth]}."""
     device = next(model.parameters()).device
     cells = [(length, depth) for length in lengths for depth in depths]
-    tasks = [(tokenizer.to_str(), seed + bytes([d]), n - 8, depth, distractors) for n, depth in cells for d in range(documents)]
+    tasks = [
+        (tokenizer.to_str(), seed + bytes([d]), n - 8, depth, distractors)
+        for n, depth in cells
+        for d in range(documents)
+    ]
     if processes > 1:
         with multiprocessing.get_context("fork").Pool(processes) as pool:
             drawn = pool.map(_draw_needle, tasks, chunksize=4)
@@ -559,7 +676,9 @@ def passkey_recall(
         mine = drawn[cell * documents : (cell + 1) * documents]
         for first in range(0, documents, at_once):
             some = mine[first : first + at_once]
-            ids = torch.tensor(np.stack([np.concatenate((d.prompt, d.answer)) for d in some]), device=device, dtype=torch.long)
+            ids = torch.tensor(
+                np.stack([np.concatenate((d.prompt, d.answer)) for d in some]), device=device, dtype=torch.long
+            )
             key = len(some[0].answer)
             right += int((model.logits(ids[:, :-1], key).argmax(-1) == ids[:, -key:]).all(1).sum())
         grid[str(length)].append(right / documents)
@@ -575,7 +694,9 @@ def held_out_loss(model: Decoder, tokenizer: Any, length: int, documents: int, s
     texts = [corpus.read_source(f) for f in unseen]
     stream = pieces.filler(corpus.encode_sources(texts, pieces))
     rng = corpus.generator(seed, "held-out")
-    plain = [np.concatenate(([pieces.bos], stream.draw(rng, min(length, len(stream.ids) // 2)))) for _ in range(documents)]
+    plain = [
+        np.concatenate(([pieces.bos], stream.draw(rng, min(length, len(stream.ids) // 2)))) for _ in range(documents)
+    ]
     drawn = [corpus.evaluation_tokens(seed + bytes([n]), length, tokenizer) for n in range(documents)]
 
     def loss(rows: list[Any], masks: list[Any]) -> float:
@@ -594,20 +715,33 @@ def held_out_loss(model: Decoder, tokenizer: Any, length: int, documents: int, s
     }
 
 
-def evaluate(model: Decoder, tokenizer: Any, *, longest: int, documents: int, processes: int = 1, seed: bytes = b"evaluation") -> dict[str, Any]:
+def evaluate(
+    model: Decoder, tokenizer: Any, *, longest: int, documents: int, processes: int = 1, seed: bytes = b"evaluation"
+) -> dict[str, Any]:
     """Passkey recall over length and depth with and without distractors, and losses: what eval.json holds."""
     model.eval()
-    model.quantized = False
-    model._before, model._after, model._losses = attention_inputs, after_attention, token_losses  # every length would compile anew
     lengths = tuple(n for n in (256, 512, 2048, 8192, 16384, 32768) if n <= longest)
     depths = (0.0, 0.25, 0.5, 0.75, 1.0)
     start = time.monotonic()
     found: dict[str, Any] = {"depths": depths, "documents_per_cell": documents}
     for distractors in (3, 0):
-        found[f"recall_{distractors}_distractors"] = passkey_recall(model, tokenizer, lengths, depths, documents, distractors, seed, processes)
+        found[f"recall_{distractors}_distractors"] = passkey_recall(
+            model, tokenizer, lengths, depths, documents, distractors, seed, processes
+        )
     found["loss"] = held_out_loss(model, tokenizer, min(longest, 4096), documents, seed)
     found["seconds"] = round(time.monotonic() - start, 1)
     return found
+
+
+def proven_context(found: dict[str, Any]) -> int:
+    """The longest length up to which every cell of both recall grids is at least 0.95; 0 when none is."""
+    grids = (found["recall_3_distractors"], found["recall_0_distractors"])
+    longest = 0
+    for length in sorted(map(int, grids[0])):
+        if min(min(grid[str(length)]) for grid in grids) < 0.95:
+            break
+        longest = length
+    return longest
 
 
 # --- command line -------------------------------------------------------------------------------------------------------------
@@ -619,10 +753,19 @@ def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     if sys.stderr.isatty():
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns) as bar:
             task = bar.add_task("training", total=1.0, words="")
-            yield lambda p: bar.update(task, completed=p["share"], words=f"loss {p['loss']:.3f}  length {p['length']}  {p['rate']:,.0f} tokens/s")
+            yield lambda p: bar.update(
+                task,
+                completed=p["share"],
+                words=f"loss {p['loss']:.3f}  length {p['length']}  {p['rate']:,.0f} tokens/s",
+            )
         return
     last = 0.0
 
@@ -630,47 +773,101 @@ def progress() -> Iterator[Callable[[dict[str, Any]], None]]:
         nonlocal last
         if time.monotonic() - last > 10:
             last = time.monotonic()
-            print(f"{p['share']:6.1%}  step {p['step']}  length {p['length']}  loss {p['loss']:.3f}  {p['rate']:,.0f} tokens/s", file=sys.stderr, flush=True)
+            print(
+                f"{p['share']:6.1%}  step {p['step']}  length {p['length']}  loss {p['loss']:.3f}  rounded KL {p['kl']}  {p['rate']:,.0f} tokens/s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     yield line
 
 
 def parse_stages(text: str) -> tuple[tuple[int, float], ...]:
-    """"2048:0.5,8192:0.5" -> ((2048, 0.5), (8192, 0.5)); the shares are scaled to add up to one."""
+    """ "2048:0.5,8192:0.5" -> ((2048, 0.5), (8192, 0.5)); the shares are scaled to add up to one."""
     try:
         pairs = [(int(length), float(share)) for length, share in (part.split(":") for part in text.split(","))]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: LENGTH:SHARE,LENGTH:SHARE,... is expected, such as 2048:0.5,8192:0.5") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: LENGTH:SHARE,LENGTH:SHARE,... is expected, such as 2048:0.5,8192:0.5"
+        ) from None
     whole = sum(share for _, share in pairs)
     return tuple((length, share / whole) for length, share in pairs)
 
 
-SMOKE_SHAPE = Shape(vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+SMOKE_SHAPE = Shape(
+    vocab_size=2048,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+)
 SMOKE_RECIPE = Recipe(stages=((256, 1.0),), tokens=2048, minutes=0.2, variants=0)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m engine.train_reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.train_reference",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; made if missing")
-    parser.add_argument("--resume", type=Path, help="folder of a checkpoint to go on from: weights and tokenizer, the optimizer warms up again")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        help="folder of a checkpoint to go on from: weights and tokenizer, the optimizer warms up again",
+    )
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json to use instead of training one")
-    parser.add_argument("--minutes", type=float, help="minutes of training, start and evaluation not counted (default 7.5)")
-    parser.add_argument("--stages", type=parse_stages, help="lengths and their shares of the minutes (default 2048:0.45,8192:0.25,32768:0.3)")
+    parser.add_argument(
+        "--library", type=Path, help="folder of a standard library to train on (default: this interpreter's own)"
+    )
+    parser.add_argument("--steps", type=int, help="train for so many steps instead, which a second run repeats")
+    parser.add_argument(
+        "--minutes", type=float, help="minutes of training, start and evaluation not counted (default 4.6)"
+    )
+    parser.add_argument(
+        "--stages",
+        type=parse_stages,
+        help="lengths and their shares of the minutes (default 2048:0.4,8192:0.22,32768:0.38)",
+    )
     parser.add_argument("--rate", type=float, help="highest learning rate of the matrices (default 0.004)")
     parser.add_argument("--warmup", type=float, help="share of the minutes (default 0.02)")
     parser.add_argument("--decay", type=float, help="share of the minutes (default 0.55)")
-    parser.add_argument("--quantized-from", type=float, help="share of the minutes from which every other step rounds to int4 (default 0.6)")
-    parser.add_argument("--variants", type=int, help="renamed copies of the library to train on (default 8)")
+    parser.add_argument(
+        "--rounded-from",
+        type=float,
+        help="share of the minutes from which every other step rounds weights to int4 (default 0.35)",
+    )
+    parser.add_argument("--variants", type=int, help="renamed copies of the library to train on (default 5)")
     parser.add_argument("--tokens", type=int, help="tokens a step (default 131072)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
-    parser.add_argument("--smoke", action="store_true", help="a tiny model for 12 seconds, to see that everything works")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny model for 12 seconds, to see that everything works"
+    )
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda, and torch sees no GPU: use --device cpu, or install a driver and a CUDA build of torch")
+        parser.error(
+            "--device cuda, and torch sees no GPU: use --device cpu, or install a driver and a CUDA build of torch"
+        )
 
     recipe = SMOKE_RECIPE if args.smoke else Recipe()
-    chosen = {name: getattr(args, name) for name in ("minutes", "stages", "rate", "warmup", "decay", "quantized_from", "variants", "tokens", "seed")}
+    chosen = {
+        name: getattr(args, name)
+        for name in (
+            "minutes",
+            "stages",
+            "rate",
+            "warmup",
+            "decay",
+            "rounded_from",
+            "variants",
+            "tokens",
+            "seed",
+            "steps",
+        )
+    }
     recipe = replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
@@ -684,12 +881,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     from tokenizers import Tokenizer
 
-    files = [f for f in corpus.source_files() if not corpus.held_out(f)]
+    files = [f for f in corpus.source_files(args.library, tests=True) if not corpus.held_out(f)]
     if args.smoke:
-        files = files[::8]
+        files = files[::25]
     shape = SMOKE_SHAPE if args.smoke else Shape()
     source = args.tokenizer or (args.resume / "tokenizer.json" if args.resume else None)
-    tokenizer = Tokenizer.from_file(str(source)) if source else train_tokenizer([corpus.read_source(f) for f in files], shape.vocab_size)
+    tokenizer = (
+        Tokenizer.from_file(str(source))
+        if source
+        else train_tokenizer([corpus.read_source(f) for f in files], shape.vocab_size)
+    )
     tokenizer.save(str(out / "tokenizer.json"))
     say(f"tokenizer of {tokenizer.get_vocab_size()} tokens")
     stream = training_stream(tokenizer, files, recipe.seed, recipe.variants, processes)
@@ -708,12 +909,21 @@ def main(arguments: list[str] | None = None) -> int:
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     with progress() as report:
         history = train(model, tokenizer, stream, recipe, out, report)
-    say(f"trained {history['steps']} steps, {history['tokens']:,} tokens, last loss {history['points'][-1][-1]}")
+    say(f"trained {history['steps']} steps, {history['tokens']:,} tokens, last loss {history['points'][-1][4]}")
     served = load(out).to(args.device)
     served.dtype = model.dtype
-    found = evaluate(served, tokenizer, longest=max(n for n, _ in recipe.stages), documents=2 if args.smoke else 16, processes=processes)
+    found = evaluate(
+        served,
+        tokenizer,
+        longest=max(n for n, _ in recipe.stages),
+        documents=2 if args.smoke else 16,
+        processes=processes,
+    )
     replace_file(out / "eval.json", lambda p: p.write_text(json.dumps(found, indent=1) + "\n"))
     say("evaluated: " + json.dumps(found))
+    # What the config promises is what recall proves, so that nobody judges with a length at which the model itself is lost.
+    promised = replace(model.shape, max_position_embeddings=proven_context(found) or min(n for n, _ in recipe.stages))
+    replace_file(out / "config.json", lambda p: p.write_text(json.dumps(promised.config(), indent=2) + "\n"))
     return 0
 
 

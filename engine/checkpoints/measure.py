@@ -1,5 +1,5 @@
 """Measures a reference checkpoint as a judge of modules: `python -m engine.checkpoints.measure [DIR]` writes plants.json, loss.svg and
-the tables of card.md.
+card.md; `--card` writes the last two from what was measured before.
 
 A plant is a module that is wrong, or coarse, in a known way. A model is fit to judge with when every wrong one moves a metric beyond
 the limits of its quality class and every honest one stays within. Plants are measured against the same model in float32 on the
@@ -119,7 +119,12 @@ def compare(model: Decoder, texts: list[corpus.EvaluationText], reference: list[
         decided += float(lead.sum())
         decided_same += float((equal & lead).sum())
         count += len(target)
-    return {"perplexity": math.expm1(change / count), "kl": kl / count, "top1": same / count, "decided": decided_same / decided}
+    return {
+        "perplexity": math.expm1(change / count),
+        "kl": kl / count,
+        "top1": same / count,
+        "decided": decided_same / decided,
+    }
 
 
 def best_class(found: dict[str, float]) -> str:
@@ -173,9 +178,14 @@ def measure(directory: Path, *, documents: int, tokens: int, seed: bytes) -> dic
         found_class = best_class(found)
         found["class"] = found_class  # type: ignore[assignment]
     return {
-        "machine": machine(torch.device("cpu")), "documents": documents, "tokens": tokens, "seed": seed.hex(),
+        "machine": machine(torch.device("cpu")),
+        "documents": documents,
+        "tokens": tokens,
+        "seed": seed.hex(),
         "scored": sum(float(t.scored.mean()) for t in texts) / documents,
-        "seconds": round(time.monotonic() - start, 1), "plants": plants, "heads": heads,
+        "seconds": round(time.monotonic() - start, 1),
+        "plants": plants,
+        "heads": heads,
     }
 
 
@@ -190,15 +200,133 @@ def _tokenizer(directory: Path) -> Any:
     return Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 
+# --- the card -----------------------------------------------------------------------------------------------------------------
+
+
+def loss_svg(history: dict[str, Any], width: int = 720, height: int = 300) -> str:
+    """The training loss over tokens as an SVG, a label where the length of documents changes."""
+    columns = history["columns"]
+    tokens, lengths, losses = ([p[columns.index(c)] for p in history["points"]] for c in ("tokens", "length", "loss"))
+    left, top, right, bottom = 48, 16, 12, 36
+    most, highest = tokens[-1], max(losses)
+
+    def place(token: float, loss: float) -> str:
+        x = left + (width - left - right) * token / most
+        return f"{x:.1f},{top + (height - top - bottom) * (1 - loss / highest):.1f}"
+
+    marks = []
+    for value in range(int(highest) + 1):
+        x, y = place(0, value).split(",")
+        marks.append(f'<line x1="{left}" x2="{width - right}" y1="{y}" y2="{y}" stroke="#8884" />')
+        marks.append(f'<text x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{value}</text>')
+    for n, length in enumerate(lengths):
+        if n == 0 or length != lengths[n - 1]:
+            x = place(tokens[n] if n else 0, 0).split(",")[0]
+            marks.append(
+                f'<line x1="{x}" x2="{x}" y1="{top}" y2="{height - bottom}" stroke="#888" stroke-dasharray="3 3" />'
+            )
+            marks.append(f'<text x="{float(x) + 4:.1f}" y="{top + 12}">length {length:,}</text>')
+    line = " ".join(place(t, loss) for t, loss in zip(tokens, losses, strict=True))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" font-family="sans-serif" font-size="12" '
+        f'fill="#888"><title>Training loss in nats per weighted token over {most / 1e6:.0f} million tokens</title>{"".join(marks)}'
+        f'<polyline points="{line}" fill="none" stroke="#2a7de1" stroke-width="1.5" />'
+        f'<text x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">tokens seen, 0 to {most / 1e6:.0f} million</text></svg>\n'
+    )
+
+
+def _recall_table(found: dict[str, Any], which: str) -> list[str]:
+    grid = found[which]
+    rows = [f"| {int(length):,} | " + " | ".join(f"{share:.0%}" for share in grid[length]) + " |" for length in grid]
+    return [
+        "| tokens | " + " | ".join(f"depth {d:g}" for d in found["depths"]) + " |",
+        "| ---: |" + " ---: |" * len(found["depths"]),
+        *rows,
+    ]
+
+
+def card(directory: Path) -> str:
+    """card.md from config.json, loss.json, eval.json and plants.json."""
+    config, history, evaluation, plants = (
+        json.loads((directory / name).read_text()) for name in ("config.json", "loss.json", "eval.json", "plants.json")
+    )
+    trained, measured, recipe = history["machine"], plants["machine"], history["recipe"]
+    stages = ", ".join(f"{share:.0%} at {length:,}" for length, share in recipe["stages"])
+    rows = []
+    for name, f in plants["plants"].items():
+        needles = f"{f['needles']:.0%}" if "needles" in f else ""
+        rows.append(
+            f"| {name} | {f['perplexity']:+.2%} | {f['kl']:.5f} | {f['top1']:.2%} | {f['decided']:.2%} | {needles} | {f['class']} |"
+        )
+    weak = [name for name, f in plants["heads"].items() if f["top1"] >= LIMITS["E"][2]]
+    loss = evaluation["loss"]
+    context = config["max_position_embeddings"]
+    return f"""# The quality model
+
+A Llama-shaped decoder of {sum(p.numel() for p in load(directory).parameters()):,} parameters that the judge questions to learn what a module does to a model: {config["num_hidden_layers"]} layers,
+hidden size {config["hidden_size"]}, {config["num_attention_heads"]} query and {config["num_key_value_heads"]} key-value heads of {config["head_dim"]}, MLP {config["intermediate_size"]}, tied embeddings, RoPE base {config["rope_theta"]:,.0f}, vocabulary {config["vocab_size"]}, context {context:,} tokens
+(about {int(context * loss["characters_per_token"]):,} characters), bf16. It knows Python source and how to look things up. It is no use for anything else.
+
+- **Recipe**: `python -m engine.train_reference --out DIR`, seed {recipe["seed"]}; resumable, seeded in its data and its start. Lengths follow the share of
+  the minutes, so a run is repeated in kind and not bit by bit.
+- **Text**: the source of the CPython standard library with its tests ({recipe["variants"]} copies with other identifiers besides the original; Python Software Foundation
+  License; not committed), one file in twenty held out, mixed with tasks made of nothing but a seed (`engine/corpus.py`): needles, recall,
+  repeated runs and passages, brackets.
+- **Training**: {history["tokens"]:,} tokens in {history["steps"]:,} steps and {recipe["minutes"]} minutes ({stages} tokens), {recipe["tokens"]:,} tokens a step, Muon for matrices (rate {recipe["rate"]})
+  and AdamW for the rest (rate {recipe["embedding_rate"]}). From {recipe["rounded_from"]:.0%} of the time on, every other step runs on weights rounded to int4 and is drawn to the
+  unrounded model's predictions: a small model is brittle under rounding where a large one is not.
+- **Machine**: {trained["device"]}, driver {trained.get("driver", "none")}, CUDA {trained.get("cuda", "none")}, torch {trained["torch"]}, Python {trained["python"]}.
+- **Loss**, nats per token: {loss["held_out_files"]:.3f} on held-out files as they are, {loss["evaluation_text_scored"]:.3f} on the scored tokens of the judge's text; {loss["characters_per_token"]:.2f} characters a token.
+
+![training loss](loss.svg)
+
+Channel groups of 64 are scaled by powers of two against the norms that feed them (`spread_channels`): no output changes by one bit, and int4
+without groups loses the small channels, as it does in large models that have a few channels far larger than the rest.
+
+## Passkey recall
+
+Share of documents whose whole key ({corpus.KEY_WORDS} words) is the model's first choice, {evaluation["documents_per_cell"]} a cell, three other names with keys of their own in each:
+
+{chr(10).join(_recall_table(evaluation, "recall_3_distractors"))}
+
+With no other names:
+
+{chr(10).join(_recall_table(evaluation, "recall_0_distractors"))}
+
+The context in config.json is the longest length up to which every cell of both reaches 95 %.
+
+## Plants
+
+Against the same weights in float32, {plants["documents"]} drawn documents of {plants["tokens"]:,} tokens ({plants["scored"]:.0%} of them scored), needles at 1,024 tokens;
+`python -m engine.checkpoints.measure`, torch {measured["torch"]}, CPU. "Decided" is top-1 agreement where the first choice leads by more than 0.1 nats. "Class" is the strictest
+whose limits hold (E: 0.1 %, 99.9 %; Q8: 1.2 %, 0.01, 98 %; Q4: 6.5 %, 0.08, 93 %).
+
+| plant | perplexity | mean KL | top-1 | decided | needles | class |
+| --- | ---: | ---: | ---: | ---: | ---: | --- |
+{chr(10).join(rows)}
+
+{"Every head matters: zeroing any of the" if not weak else f"Heads whose loss stays above class E's top-1 limit: {', '.join(weak)} (layer.head), of"} {len(plants["heads"])} heads{" takes top-1 agreement under class E's limit." if not weak else "."}
+"""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m engine.checkpoints.measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.checkpoints.measure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("directory", type=Path, nargs="?", default=corpus.REFERENCE)
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of each document")
     parser.add_argument("--seed", default="plants")
+    parser.add_argument("--card", action="store_true", help="measure nothing, write the card anew")
     args = parser.parse_args(arguments)
-    found = measure(args.directory, documents=args.documents, tokens=args.tokens, seed=args.seed.encode())
-    (args.directory / "plants.json").write_text(json.dumps(found, indent=1) + "\n")
+    if not args.card:
+        found = measure(args.directory, documents=args.documents, tokens=args.tokens, seed=args.seed.encode())
+        (args.directory / "plants.json").write_text(json.dumps(found, indent=1) + "\n")
+    history = json.loads((args.directory / "loss.json").read_text())
+    (args.directory / "loss.svg").write_text(loss_svg(history))
+    (args.directory / "card.md").write_text(card(args.directory))
     return 0
 
 
