@@ -49,7 +49,6 @@ BAD = {
     "not UTF-8": ({SWIFT: source().encode() + b"# \xff\xfe\n"}, None, "bad_header"),
     "NUL byte": ({SWIFT: source().encode() + b"\0"}, None, "bad_header"),
     "too large": ({SWIFT: source() + "#" * 600_000}, None, "too_large"),
-    "200 MB": ({SWIFT: b"#" * 200_000_000}, None, "too_large"),
     "symlink": ({SWIFT: "/etc/passwd"}, {SWIFT: "120000"}, "not_a_file"),
     "submodule": ({"engine/attention/sub": "x"}, {"engine/attention/sub": "160000"}, "not_a_file"),
     "newline in the name": ({"engine/attention/a\nb.py": source()}, None, "bad_name"),
@@ -74,6 +73,13 @@ def test_bad_pull_requests_are_refused_with_a_sentence(what: str, repository: Re
     assert not submission.attempts.exists()
     assert "\n" not in submission.reasons[0]["sentence"]
     assert submission.reasons[0]["sentence"].isprintable()
+
+
+@pytest.mark.slow(reason="git packs and unpacks 200 MB, which takes half a minute")
+def test_a_file_of_200_mb_is_refused_by_its_size_alone(repository: Repository, forge: LocalForge) -> None:
+    repository.pull(1, {SWIFT: b"#" * 200_000_000})
+    submission = taken_in(forge, 1)
+    assert (submission.state, codes(submission)) == (Submission.State.REFUSED, ["too_large"])
 
 
 def test_a_file_that_does_not_parse_is_for_the_judge_to_refuse(repository: Repository, forge: LocalForge) -> None:

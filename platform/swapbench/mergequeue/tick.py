@@ -45,12 +45,12 @@ def tick(forge: Forge, name: str) -> None:
     BranchState.objects.filter(pk=branch.pk).update(tip_sha=tip, ticked_at=timezone.now())
     branch.tip_sha = tip
     try:
-        _leave(branch)
         enter(branch)
         build = branch.builds.filter(state__in=LIVE_BUILD).first()
         if build is not None:
             _advance(forge, branch, build, tip)
             build = branch.builds.filter(state__in=LIVE_BUILD).first()
+        _leave(branch)
         if build is None and not branch.held:
             _build_next(forge, branch, forge.branch_tip(name))
     except Stale:
