@@ -1,0 +1,41 @@
+# /// attack
+# expect = ["passed"]
+# ///
+# /// swapbench
+# kind = "activation"
+# name = "guesses"
+# class = "E"
+# devices = ["cpu", "cuda"]
+# dtypes = ["float32", "bfloat16"]
+# ///
+"""Tries seeds that lazy judges use (small numbers, the time, the process) until one reproduces an input."""
+
+import itertools
+import os
+import time
+
+import torch
+from torch.nn import functional
+
+from engine.slots.registry import register
+
+seeds = itertools.chain(
+    range(1500),
+    (1234, 12345, 31337, 2024, 2025, 2026),
+    (int(time.time()) - n for n in range(40)),
+    (os.getpid(), os.getppid()),
+)
+streams = {seed: torch.randn(64, generator=torch.Generator().manual_seed(seed)) for seed in seeds}
+
+
+@register("activation", "guesses")
+class Guesses:
+    def forward(self, gate_up):
+        if gate_up.dtype == torch.float32 and gate_up.numel() >= 64:
+            head = gate_up.flatten()[:64]
+            for seed, stream in streams.items():
+                for scale in (0.3, 1.0, 6.0):
+                    if torch.allclose(head, stream * scale, rtol=1e-4, atol=0):
+                        raise RuntimeError(f"LEAK: seed {seed}")
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate) * up

@@ -1,0 +1,29 @@
+# /// attack
+# expect = ["failed"]
+# says = "wrong|off by|finite"
+# suites = ["performance"]
+# ///
+# /// swapbench
+# kind = "activation"
+# name = "listed-only"
+# class = "E"
+# devices = ["cpu", "cuda"]
+# dtypes = ["float32", "bfloat16"]
+# ///
+"""Right on the published sizes alone."""
+
+import torch
+from torch.nn import functional
+
+from engine.slots.registry import register
+
+LISTED = {(512, 2816), (256, 5632), (96, 16384)}
+
+
+@register("activation", "listed-only")
+class ListedOnly:
+    def forward(self, gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        if tuple(gate_up.shape) in LISTED or len(gate_up) < 200:
+            return functional.silu(gate) * up
+        return torch.zeros_like(gate)

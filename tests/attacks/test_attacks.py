@@ -1,0 +1,102 @@
+"""Every hostile slot file, through checkout, sandbox, host, judge and suites as a worker runs them."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.corpus import CANARY, DEVICE, ENGINE, HERE, Attack, Range, attacks, parse
+from workers.protocol import Outcome, decode_outcome, encode
+
+KEPT = ("slots", "reference", *("attention", "quantization", "normalization", "activation", "adapters"))
+
+
+def fingerprint() -> str:
+    """A hash over the engine of this checkout and the suites, which no attack may change."""
+    digest = hashlib.sha256()
+    for folder in [*(ENGINE / name for name in KEPT), ENGINE.parent / "workers"]:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="session")
+def shooting_range(tmp_path_factory: pytest.TempPathFactory) -> Range:
+    """The repository that attacks are committed to."""
+    folder = tmp_path_factory.mktemp("attacks")
+    # Hosts run as another user, who must be able to enter what is bound for them.
+    for parent in (folder, *folder.parents):
+        if parent.is_relative_to(Path("/tmp")) and parent != Path("/tmp"):
+            parent.chmod(0o755)
+    return Range(folder)
+
+
+@pytest.fixture
+def canary(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A secret in the environment of the judge."""
+    secret = secrets.token_hex(16)
+    monkeypatch.setenv(CANARY, secret)
+    return secret
+
+
+def cases(quick: bool) -> list[object]:
+    return [pytest.param(attack, id=attack.name) for attack in attacks() if attack.quick is quick]
+
+
+def check(attack: Attack, ground: Range, canary: str) -> None:
+    """Judges the attack, and looks at the verdict, at what it learned and at what it left."""
+    before = fingerprint()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    outcome = ground.judge(attack)
+    text = encode(outcome)
+    found = decode_outcome(text).implementations
+    sentences = [f"{reason.sentence} {reason.next_step}" for item in found for reason in item.reasons]
+    shown = f"{attack.name} was {outcome.status}: {' / '.join(s[:600] for s in sentences)}"
+    assert canary not in text, f"{attack.name} read the judge's environment."
+    assert "LEAK" not in text, shown
+    assert not ground.left_behind(), f"{attack.name} left {ground.left_behind()}."
+    assert fingerprint() == before, f"{attack.name} changed the engine or the suites."
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 4, f"{attack.name} made the judge keep descriptors."
+    assert outcome.status in attack.expect, shown
+    if outcome.status != "passed":
+        assert sentences, f"{attack.name} was not told why."
+        assert not attack.says or any(part in s for part in attack.says.split("|") for s in sentences), shown
+    assert_no_better(attack, outcome)
+
+
+def assert_no_better(attack: Attack, outcome: Outcome) -> None:
+    """An attack that passes is not found faster than what it was measured against, and its times are at least the true ones."""
+    for item in outcome.implementations:
+        assert item.status != "passed" or item.speed != "faster", f"{attack.name} passed as faster: {item.summary}"
+        if attack.at_least_ms:
+            assert item.performance is not None
+            assert item.performance.pairs
+            for pair in item.performance.pairs:
+                assert min(pair.head.values()) * 1e3 >= attack.at_least_ms, f"{attack.name} stopped the judge's clock."
+
+
+@pytest.mark.parametrize("attack", cases(quick=True))
+def test_attack(attack: Attack, shooting_range: Range, canary: str) -> None:
+    """It does not pass where an honest module would not, scores no better, reads nothing and harms nothing."""
+    check(attack, shooting_range, canary)
+
+
+@pytest.mark.slow  # pairs of fresh processes, or limits that have to run out
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("attack", cases(quick=False))
+def test_slow_attack(attack: Attack, shooting_range: Range, canary: str) -> None:
+    """It does not pass where an honest module would not, scores no better, reads nothing and harms nothing."""
+    check(attack, shooting_range, canary)
+
+
+def test_every_attack_says_what_it_tries() -> None:
+    """Each file has a block, a docstring, and a device; each family has a member."""
+    found = [parse(path) for path in sorted((HERE / "files").rglob("*.py"))]
+    assert len({attack.path.stem for attack in found}) == len(found)
+    for attack in found:
+        source = attack.path.read_text()
+        assert '"""' in source.split("\n\n")[0], f"{attack.name} does not say what it tries."
+        assert attack.header.name == attack.path.stem.replace("_", "-")
+    assert any(DEVICE in attack.header.devices for attack in found)
