@@ -122,7 +122,7 @@ class Attempt:
         where = machine.environment()
         # More threads than processors are left to the judge only spin against the host's.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - where.threads))
-        hosts = Hosts(self.level, where.threads, slot=self.slot, unconfined=self.unconfined)
+        hosts = Hosts(self.level, where.threads, slot=self.slot, unconfined=self.unconfined, device=where.device)
         trial = Trial(judged, hosts, Source(self.seed).child(file.path), where, self.say)
         name = f"{judged.header.kind} {judged.header.name}"
         share = len(self.job.files) - index
@@ -311,6 +311,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ProtocolError) as error:
         print(f"swapbench attempt: {error}", file=sys.stderr)
         return 2
+    # Before CUDA looks: an attempt sees the accelerator of its slot and no other.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(options.slot))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = _to_descriptor(options.progress_fd) if options.progress_fd is not None else lambda _: None
     outcome = make_attempt(job, report, options.mirror, slot=options.slot)

@@ -5,6 +5,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from workers.wire import (
 def load(message: Load) -> Driver:
     """Imports the slot file and makes its driver."""
     torch.set_num_threads(message.threads)
+    if message.device == "cuda":
+        torch.zeros(1, device="cuda")
     path = Path(message.path)
     header, implementation = load_file(path)
     kind = kind_named(header.kind)
@@ -80,12 +83,17 @@ def describe(error: BaseException, slot_file: str) -> Failed:
     return Failed(0, kind[:200], sentence[:8000], text)
 
 
+def _nothing() -> None:
+    pass
+
+
 def serve(sock: socket.socket) -> None:
     """Answers the judge's messages one by one."""
     mappings = Mappings()
     held: dict[str, torch.Tensor] = {}
     driver: Driver | None = None
     slot_file = ""
+    finish: Callable[[], None] = _nothing
     prepared: dict[str, torch.Tensor] = {}
     while True:
         try:
@@ -99,6 +107,9 @@ def serve(sock: socket.socket) -> None:
                 return
             if isinstance(message, Load):
                 slot_file = message.path
+                if message.device == "cuda":
+                    # What was launched is not done: an answer before the device has finished would be caught by the judge's sample.
+                    finish = torch.cuda.synchronize
                 started = time.monotonic()
                 driver = load(message)
                 answer = Loaded(time.monotonic() - started)
@@ -125,6 +136,7 @@ def serve(sock: socket.socket) -> None:
             elif isinstance(message, Collect):
                 mappings.map(message.buffers, fds)
                 copy_out(prepared, message.outputs, mappings)
+                finish()
                 answer = Done(seq)
             else:
                 mappings.map(message.buffers, fds)
@@ -132,6 +144,7 @@ def serve(sock: socket.socket) -> None:
                 with torch.inference_mode():
                     results = driver.run(message.operation, message.params, inputs, held)
                     copy_out(results, message.outputs, mappings)
+                finish()
                 answer = Done(seq)
                 send(sock, answer)
                 inputs.clear()

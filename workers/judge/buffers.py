@@ -8,6 +8,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from itertools import count
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -64,17 +65,37 @@ class SharedBuffer:
         self.close()
 
 
+def laid_out(specs: Mapping[str, TensorSpec], alignment: int) -> tuple[dict[str, int], int]:
+    """The offset of each tensor in a buffer that holds them one after the other, and the bytes of the whole."""
+    offsets: dict[str, int] = {}
+    size = 0
+    for name, spec in specs.items():
+        offsets[name] = size
+        size += -(-spec.nbytes // alignment) * alignment
+    return offsets, size
+
+
+class Lendable(Protocol):
+    """A buffer that can be lent to a host, whichever memory it lies in."""
+
+    number: int
+    fd: int
+
+    def describe(self) -> Buffer: ...
+    def tensor(self, offset: int, spec: TensorSpec) -> Tensor: ...
+    def close(self) -> None: ...
+
+
 class Pack:
     """Named tensors laid out in one shared buffer."""
 
+    buffer_type: ClassVar[type[Any]] = SharedBuffer
+    alignment: ClassVar[int] = ALIGNMENT
+
     def __init__(self, specs: Mapping[str, TensorSpec], writable: bool) -> None:
         self.specs = dict(specs)
-        offsets: dict[str, int] = {}
-        size = 0
-        for name, spec in self.specs.items():
-            offsets[name] = size
-            size += -(-spec.nbytes // ALIGNMENT) * ALIGNMENT
-        self.buffer = SharedBuffer(size, writable)
+        offsets, size = laid_out(self.specs, self.alignment)
+        self.buffer: Lendable = self.buffer_type(size, writable)
         self.regions = [
             Region(name, self.buffer.number, offsets[name], spec.shape, spec.dtype)  # type: ignore[arg-type]
             for name, spec in self.specs.items()

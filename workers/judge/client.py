@@ -101,7 +101,9 @@ class HostClient:
         """Has the host import the slot file. Raises ContributedError, HostDied, CallTimedOut."""
         deadline = time.monotonic() + timeout
         began = time.monotonic()
-        if not isinstance(self._ask(wire.Load(path, threads, self.device), [], 0, deadline, "importing the file"), wire.Loaded):
+        if not isinstance(
+            self._ask(wire.Load(path, threads, self.device), [], 0, deadline, "importing the file"), wire.Loaded
+        ):
             raise Tampered("The module host did not answer the request to load the file.")
         self.load_seconds = time.monotonic() - began
 

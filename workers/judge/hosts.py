@@ -3,14 +3,25 @@
 import os
 import socket
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from workers import wire
+from workers.judge import accelerator
 from workers.judge.client import HostClient
-from workers.sandbox import GIB, MIB, Confinement, Limits, interpreter_view, spawn
+from workers.judge.device import DeviceClient, Refills
+from workers.sandbox import GIB, MIB, Confinement, HostProcess, Limits, interpreter_view, spawn
 
 LOAD_SECONDS = 30.0
+# A host on the GPU: CUDA's libraries take 3 GiB and 40 threads, torch.compile another process for each of its workers.
+DEVICE_MEMORY_BYTES = 16 * GIB
+DEVICE_PIDS = 512
+DEVICE_SCRATCH_BYTES = 2 * GIB
+DEVICE_INODES = 1 << 17
+# Below this many processors, starting the next host would disturb the one that is being timed.
+PROCESSORS_TO_START_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -35,15 +46,64 @@ class Hosts:
     memory_bytes: int = 4 * GIB
     call_timeout: float = 30.0
     unconfined: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    refills: Refills = field(default_factory=Refills, init=False)
+    """What refilling inputs costs on the accelerator; measured while no host is alive."""
     opened: int = field(default=0, init=False)
+    ready_seconds: list[float] = field(default_factory=list, init=False, repr=False)
+    """How long each host took from being asked for to having imported its slot file."""
     _current: HostClient | None = field(default=None, init=False, repr=False)
+    _ahead: tuple[Side, HostProcess, socket.socket] | None = field(default=None, init=False, repr=False)
 
     def open(self, side: Side) -> HostClient:
         """A fresh host that has imported the side's slot file; an earlier one is ended first, so that one at most is alive.
 
         Raises what `HostClient.load` raises, and SandboxError where the sandbox cannot be set up.
         """
-        self.close()
+        self.end()
+        began = time.monotonic()
+        process, ours = self._taken(side) or self._started(side)
+        kind = DeviceClient if self.device == "cuda" else HostClient
+        client = kind(process, ours, self.call_timeout)
+        if isinstance(client, DeviceClient):
+            client.refills = self.refills
+        self._current = client
+        self.opened += 1
+        try:
+            client.load(process.path(f"/swapbench/{side.path}"), self.threads, min(LOAD_SECONDS, self.call_timeout))
+        except BaseException:
+            self.close()
+            raise
+        self.ready_seconds.append(time.monotonic() - began)
+        return client
+
+    def start_ahead(self, side: Side) -> None:
+        """Starts the process of the host that `side` is opened with next, where the machine has processors to spare.
+
+        It imports torch and waits. It has neither the slot file nor the accelerator until `open` sends it on its way, which is
+        after the host before it has ended.
+        """
+        if self.device != "cuda" or (os.cpu_count() or 1) < PROCESSORS_TO_START_AHEAD:
+            return
+        if self._ahead is None:
+            self._ahead = (side, *self._started(side))
+
+    def ahead_seconds(self) -> float:
+        """Processor time so far of the host that waits for its turn."""
+        return self._ahead[1].cpu_seconds() if self._ahead is not None else 0.0
+
+    def _taken(self, side: Side) -> tuple[HostProcess, socket.socket] | None:
+        if self._ahead is None:
+            return None
+        waiting, process, ours = self._ahead
+        self._ahead = None
+        if waiting == side and process.alive():
+            return process, ours
+        process.kill()
+        ours.close()
+        return None
+
+    def _started(self, side: Side) -> tuple[HostProcess, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.MAX_MESSAGE_BYTES)
@@ -54,21 +114,22 @@ class Hosts:
             raise
         finally:
             theirs.close()
-        client = HostClient(process, ours, self.call_timeout)
-        self._current = client
-        self.opened += 1
-        try:
-            client.load(process.path(f"/swapbench/{side.path}"), self.threads, min(LOAD_SECONDS, self.call_timeout))
-        except BaseException:
-            self.close()
-            raise
-        return client
+        return process, ours
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Ends the current host, if there is one."""
         if self._current is not None:
             self._current.close()
             self._current = None
+
+    def close(self) -> None:
+        """Ends the current host and the one that waits for its turn, if there are such."""
+        self.end()
+        if self._ahead is not None:
+            _, process, ours = self._ahead
+            self._ahead = None
+            process.kill()
+            ours.close()
 
     def _confinement(self, side: Side, fd: int) -> Confinement:
         view = interpreter_view()
@@ -77,9 +138,12 @@ class Hosts:
             str(side.tree / "engine"): "/swapbench/engine",
             str(workers / "__init__.py"): "/swapbench/workers/__init__.py",
             str(workers / "wire.py"): "/swapbench/workers/wire.py",
+            str(workers / "vmm.py"): "/swapbench/workers/vmm.py",
             str(workers / "host"): "/swapbench/workers/host",
         }
         threads = str(self.threads)
+        on_device = self.device == "cuda"
+        given = accelerator.current() if on_device else None
         return Confinement(
             argv=(sys.executable, "-B", "-s", "-P", "-m", "workers.host", "3"),
             env={
@@ -97,14 +161,21 @@ class Hosts:
                 "MKL_NUM_THREADS": threads,
                 # The default spins for 200 ms after each parallel region, which would count as work between calls.
                 "KMP_BLOCKTIME": "0",
-            },
+            }
+            | (given.variables() if given is not None else {}),
             readonly=dict(view.readonly) | files,
             symlinks=view.symlinks,
-            scratch={"/tmp": 256 * MIB},
+            scratch={"/tmp": DEVICE_SCRATCH_BYTES if on_device else 256 * MIB},
+            scratch_inodes=DEVICE_INODES if on_device else 16384,
+            devices=given.nodes() if given is not None else (),
             socket=fd,
             socket_number=3,
             working_directory="/swapbench",
-            limits=Limits(memory_bytes=self.memory_bytes, pids=64 + 8 * self.threads, cpus=self._cpus()),
+            limits=Limits(
+                memory_bytes=DEVICE_MEMORY_BYTES if on_device else self.memory_bytes,
+                pids=DEVICE_PIDS if on_device else 64 + 8 * self.threads,
+                cpus=self._cpus(),
+            ),
             slot=self.slot,
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from engine.slots.kind import Environment
+from workers.judge import accelerator
 
 # Ceilings for physical floors on a CPU core: deliberately beyond what one core of today's processors can do
 # (two 512-bit FMA ports at 5 GHz: 320 GFLOP/s in float32; 512 bytes a cycle out of the first-level cache).
@@ -28,11 +29,13 @@ def machine_class() -> str:
 
 
 def threads() -> int:
-    """How many threads a host on the CPU computes with: `SWAPBENCH_THREADS`, default 1.
+    """How many threads a host computes with: `SWAPBENCH_THREADS`, by default 1, beside an accelerator up to 4.
 
-    One, because two cores that other processes share give a spread that no number of pairs mends.
+    One, because two cores that other processes share give a spread that no number of pairs mends; beside an accelerator they
+    only launch, and compile.
     """
-    return max(1, int(os.environ.get("SWAPBENCH_THREADS", "1")))
+    usual = min(4, max(1, (os.cpu_count() or 1) // 2)) if torch.cuda.is_available() else 1
+    return max(1, int(os.environ.get("SWAPBENCH_THREADS", usual)))
 
 
 def environment() -> Environment:
@@ -97,11 +100,7 @@ def facts() -> dict[str, str | float]:
     if torch.cuda.is_available():
         found["accelerator"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            found["driver"] = str(pynvml.nvmlSystemGetDriverVersion())
-        except Exception:
-            found["driver"] = "unknown"
+        given = accelerator.current()
+        if given is not None:
+            found["driver"] = given.driver()
     return found

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from workers.judge import accelerator
+from workers.sandbox import processes
 from workers.statistics import Observation
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -20,7 +22,7 @@ class Watched(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters at one moment, in seconds."""
+    """Counters at one moment, in seconds, and the accelerator where there is one."""
 
     wall: float
     busy: float
@@ -28,12 +30,17 @@ class Reading:
     own: float
     host_cpu: float
     host_delay: float
+    sight: accelerator.Sight | None = None
+    strangers: int = 0
+    """Processes on the accelerator that are neither the judge's nor the host's."""
 
 
 def read(process: Watched) -> Reading:
     """The counters now: /proc/stat (proc(5)), this process's and the host's."""
     fields = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     user, nice, system, _, _, irq, softirq, steal = fields[:8]
+    given = accelerator.current()
+    sight = given.look() if given is not None else None
     return Reading(
         wall=time.monotonic(),
         busy=(user + nice + system + irq + softirq) / _TICK,
@@ -41,11 +48,16 @@ def read(process: Watched) -> Reading:
         own=time.process_time(),
         host_cpu=process.cpu_seconds(),
         host_delay=process.run_delay_seconds(),
+        sight=sight,
+        strangers=sight.others(processes.tree(getattr(process, "pid", 0))) if sight is not None else 0,
     )
 
 
-def between(start: Reading, end: Reading) -> Observation:
-    """What happened between two readings of the same host."""
+def between(start: Reading, end: Reading, ahead_seconds: float = 0.0) -> Observation:
+    """What happened between two readings of the same host.
+
+    `ahead_seconds`: processor time of a host that was being started meanwhile, which is ours.
+    """
     own = end.own - start.own
     host = end.host_cpu - start.host_cpu
     return Observation(
@@ -54,5 +66,7 @@ def between(start: Reading, end: Reading) -> Observation:
         cpu_seconds=host,
         run_delay_seconds=max(0.0, end.host_delay - start.host_delay),
         steal_seconds=max(0.0, end.steal - start.steal),
-        other_cpu_seconds=max(0.0, end.busy - start.busy - own - host),
+        other_cpu_seconds=max(0.0, end.busy - start.busy - own - host - ahead_seconds),
+        other_accelerator_processes=max(start.strangers, end.strangers),
+        throttled=end.sight.held_down if end.sight is not None else (),
     )

@@ -14,13 +14,17 @@ from workers.judge.trial import StageTimedOut, Trial, Wrong, reason_of, status_o
 from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed, Status
 from workers.sandbox import SandboxError
 from workers.statistics import Decision, Estimate, Rule, contended, looks_within, may_repeat
-from workers.suites.performance.bench import Course, Impossible, PairBench
+from workers.suites.performance.bench import Course, Impossible, PairBench, order_of
 from workers.suites.session import SuiteResult, run_suite
 
 Phase = Literal["stop", "confirm"]
 
 # What a machine class can resolve with 24 pairs: the largest difference that "no difference" may leave possible.
 EQUIVALENCE = {"cpu": 0.05, "cuda": 0.02}
+
+
+class UnfitMachine(Exception):
+    """The accelerator is shared or held down, so that nothing measured on it says anything; `str(error)` says how it shows."""
 
 
 class BudgetEnded(Exception):
@@ -61,24 +65,28 @@ class _Stage:
     def pair(self, phase: Phase, sentence: str, done: int, total: int) -> PairRecord:
         """Measures one pair, again where something else disturbed it. Raises BudgetEnded, and _Stopped on a fault."""
         index = len(self.records)
-        order = self.trial.source.child("performance", "coin", index).choice(("AB", "BA"))
+        order = order_of(self.trial, index)
         thrown_away: list[str] = []
         while True:
             began = time.monotonic()
             if self.trial.remaining() < 1.3 * self.slowest:
                 raise BudgetEnded
-            bench = PairBench(self.course, index, order)  # type: ignore[arg-type]
+            bench = PairBench(self.course, index, order)
             self._run(bench)
             self.slowest = max(self.slowest, time.monotonic() - began)
             reasons = sorted({reason for observation in bench.observations for reason in contended(observation)})
-            if not reasons or not may_repeat(len(thrown_away), self.repeats):
+            if not reasons:
+                break
+            if not may_repeat(len(thrown_away), self.repeats):
+                if any(seen.other_accelerator_processes or seen.throttled for seen in bench.observations):
+                    raise UnfitMachine(f"Pair {index + 1} was disturbed each time: {'; '.join(reasons)}.")
                 break
             self.repeats += 1
             thrown_away.append("; ".join(reasons))
             self.trial.say("performance", f"Pair {index + 1} is repeated: {reasons[0]}", done, total, "pairs")
         record = PairRecord(
             index=index,
-            order=order,  # type: ignore[arg-type]
+            order=order,
             phase=phase,
             base={name: timing.median for name, timing in bench.timings["base"].items()},
             head={name: timing.median for name, timing in bench.timings["head"].items()},
@@ -128,6 +136,14 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
         decision = _decide(stage, rule_for(policy, trial.environment.device))
         return _report(stage, decision)
     except _Stopped:
+        return SpeedResult(stage.result, artifacts=_artifacts(stage))
+    except UnfitMachine as error:
+        stage.result.statuses.append("invalid_environment")
+        stage.result.reasons.append(
+            Reason(
+                "unfit_machine", str(error), "performance", next_step="The attempt can be made again at no cost to you."
+            )
+        )
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
     except (Wrong, CallFailed, SandboxError, StageTimedOut, Impossible) as error:
         status: Status = "impossible" if isinstance(error, Impossible) else status_of(error)

@@ -106,8 +106,10 @@ class IntegrationBench:
         return self._engine({self.kind.name: self.kind.proxy(self.host, self.header)})
 
     def _engine(self, slots: dict[str, Any]) -> Engine:
-        model = load_model(CHECKPOINT, dtype=torch.float32)
-        return Engine(model, slots, trusted=True, max_len=4096, kv_tokens=8192, step_tokens=2048, max_batch=16)
+        model = load_model(CHECKPOINT, dtype=torch.float32, device=self.trial.environment.device)
+        return Engine(
+            model, slots, trusted=True, graphs=False, max_len=4096, kv_tokens=8192, step_tokens=2048, max_batch=16
+        )
 
     def _logits(self, engine_: Engine, who: str) -> list[Tensor]:
         self.trial.say("integration", f"{who}: {TEXTS} texts in chunks of {CHUNK}", 0, 0, "")

@@ -1,15 +1,19 @@
 """What the performance suite judges with: one pair of fresh processes, every case in both."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet
 from workers.judge.client import Answer, HostClient, Tampered
+from workers.judge.device import DeviceClient
+from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
 from workers.judge.readings import Reading, between, read
 from workers.judge.trial import SteadyHost, Trial, Wrong, prepared
@@ -23,6 +27,13 @@ MAX_CALLS_PER_SAMPLE = 400
 # What an honest host spends between calls: it maps and unmaps inputs, and its interpreter collects garbage.
 IDLE_CPU_SHARE = 0.10
 IDLE_CPU_SECONDS = 0.05
+# On the accelerator calls are drawn one by one and few of them compared: all inputs and expected outputs of a sample would not fit
+# there, and the definition takes longer than what it judges. Which ones is secret; a module that cheats in a third of its calls
+# gets through 24 pairs of one comparison each with a chance of 1 in 16,000.
+COMPARE_SECONDS = 0.25
+MAX_COMPARED = 3
+HEAT_SECONDS = 0.25
+HEAT_AGAIN_SECONDS = 0.04
 
 
 class Impossible(CallFailed):
@@ -73,12 +84,20 @@ class Course:
         self.held: dict[SideName, dict[str, HeldSet]] = {}
         self.calls: dict[str, int] = {}
         self.prepares = False
+        self.on_device = trial.environment.device == "cuda"
+        self.compared: dict[str, int] = {}
+        """How many calls of a sample are compared, by case, on the accelerator."""
+        self.refill: dict[str, float] = {}
+        """Seconds that refilling a call's inputs takes and that are taken off, by case."""
+        self.furnace = Furnace() if self.on_device else None
         self._drawer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw")
 
     def set_up(self) -> None:
         """Prepares both sides and learns from the base how many calls make a sample. Raises what the subject's faults raise."""
         for name, side in self.sides.items():
             self.held[name] = self._settled(side)
+        if self.furnace is not None:
+            self._learn()
         host = self.trial.open(self.sides["base"])
         try:
             for case_name, case in self.cases.items():
@@ -90,6 +109,36 @@ class Course:
                 self._check_floor(case, held, self._draw(case_name, held, "calibrate", 0), seconds)
         finally:
             self.trial.hosts.close()
+
+    def _learn(self) -> None:
+        """While no host is alive: what a refill costs, and how many calls of a sample can be compared in the time for it."""
+        assert self.furnace is not None
+        self.furnace.heat(HEAT_SECONDS)
+        for name, case in self.cases.items():
+            held = self.held["base"][name]
+            call = self._draw(name, held, "calibrate", 0)
+            self.refill[name] = self.trial.hosts.refills.learn(call.inputs)
+            self.kind.expected(case, held, call)
+            torch.cuda.synchronize()
+            began = time.monotonic()
+            self.kind.expected(case, held, call)
+            torch.cuda.synchronize()
+            self.compared[name] = max(1, min(MAX_COMPARED, int(COMPARE_SECONDS / (time.monotonic() - began))))
+
+    def draw_one(self, name: str, side: SideName, pair: int, number: int) -> Call:
+        """One call of a sample: the same one for both sides of a pair."""
+        return self._draw(name, self.held[side][name], pair, number)
+
+    def chosen(self, name: str, side: SideName, pair: int) -> set[int]:
+        """Which calls of a sample are compared; drawn from the secret seed."""
+        count = self.calls[name]
+        source = self.source.child(name, "compared", pair, side)
+        return {source.integer(0, count - 1) for _ in range(self.compared[name])}
+
+    def compare_one(self, name: str, side: SideName, call: Call, answer: Answer) -> None:
+        """Whether a kept call gave what it should. Raises Wrong, Impossible."""
+        expected = self.kind.expected(self.cases[name], self.held[side][name], call)
+        self.check(name, side, Drawn(call, expected), answer)
 
     def _settled(self, side: Side) -> dict[str, HeldSet]:
         settled: dict[str, HeldSet] = {}
@@ -132,6 +181,10 @@ class Course:
             raise Wrong(finding, case_name)
         self._check_floor(case, self.held[side][case_name], drawn.call, answer.seconds)
 
+    def check_floor(self, case_name: str, side: SideName, call: Call, seconds: float) -> None:
+        """Whether a call took the time that any machine of this kind needs. Raises Impossible."""
+        self._check_floor(self.cases[case_name], self.held[side][case_name], call, seconds)
+
     def _check_floor(self, case: Case, held: HeldSet, call: Call, seconds: float) -> None:
         work = self.kind.work(case, held, call)
         machine = self.trial.environment
@@ -168,6 +221,9 @@ class PairBench:
         """Times one case in one process: pytest-benchmark's rounds are our samples, its timer is the judge's clock."""
         name = published.name
         client = self._client_for(process)
+        if isinstance(client, DeviceClient):
+            self._measure_on_device(benchmark, client, process, name)
+            return
         drawn = self._drawn[process.side].result()[name]
         client.hold(self.course.held[process.side][name])
         warm, rest = drawn[:WARM_UP_CALLS], drawn[WARM_UP_CALLS:]
@@ -188,7 +244,59 @@ class PairBench:
             self.course.check(name, process.side, item, answer)
         self.timings[process.side][name] = Timing(samples)
 
+    def _measure_on_device(self, benchmark: Any, client: DeviceClient, process: Process, name: str) -> None:
+        course, side = self.course, process.side
+        assert course.furnace is not None
+        hosts = course.trial.hosts
+        client.hold(course.held[side][name])
+        chosen = course.chosen(name, side, self.pair)
+        kept: list[tuple[Call, Answer]] = []
+        samples: list[float] = []
+        refills: list[float] = []
+
+        def once(number: int) -> None:
+            call = course.draw_one(name, side, self.pair, number)
+            keep = number - WARM_UP_CALLS in chosen
+            answer = client.timed(client.ready(call), keep)
+            course.check_floor(name, side, call, answer.seconds)
+            if keep:
+                kept.append((call, answer))
+            if number >= WARM_UP_CALLS:
+                samples.append(answer.seconds)
+                refills.append(client.last_refill_seconds)
+
+        course.furnace.heat(HEAT_AGAIN_SECONDS)
+        for number in range(WARM_UP_CALLS):
+            once(number)
+        numbers = iter(range(WARM_UP_CALLS, WARM_UP_CALLS + course.calls[name]))
+        start, ahead = read(client.process), hosts.ahead_seconds()
+        pending = client.calls_seconds
+        benchmark.extra_info["side"] = side
+        benchmark.pedantic(lambda: once(next(numbers)), rounds=course.calls[name], iterations=1, warmup_rounds=0)
+        end = read(client.process)
+        observation = between(start, end, max(0.0, hosts.ahead_seconds() - ahead))
+        self.observations.append(observation)
+        self._check_idle(observation, client.calls_seconds - pending)
+        benchmark.extra_info["refill seconds, taken off"] = course.refill[name]
+        benchmark.extra_info["refill seconds, median here"] = Timing(refills).median
+        if end.sight is not None:
+            sight = end.sight
+            benchmark.extra_info["accelerator"] = {"MHz": sight.sm_mhz, "°C": sight.celsius, "W": sight.watts}
+        for call, answer in kept:
+            course.compare_one(name, side, call, answer)
+        self.timings[side][name] = Timing(samples)
+
     def _client_for(self, process: Process) -> HostClient:
+        if self._open != process and self.course.furnace is not None:
+            hosts = self.course.trial.hosts
+            self._client = self.course.trial.open(self.course.sides[process.side])
+            self.course.furnace.heat(HEAT_SECONDS)
+            first = self._open is None
+            self._open = process
+            # Who comes next is known: the other side, or by the coin the first of the next pair.
+            other: SideName = "head" if process.side == "base" else "base"
+            upcoming = other if first else first_side(self.course.trial, self.pair + 1)
+            hosts.start_ahead(self.course.sides[upcoming])
         if self._open != process:
             side = process.side
             if not self.course.prepares and self._drawn:
@@ -213,4 +321,14 @@ class PairBench:
 
     def close(self) -> None:
         """Ends the last host."""
-        self.course.trial.hosts.close()
+        self.course.trial.hosts.end()
+
+
+def order_of(trial: Trial, pair: int) -> Literal["AB", "BA"]:
+    """Which side goes first in a pair: a coin of the secret seed."""
+    return trial.source.child("performance", "coin", pair).choice(("AB", "BA"))
+
+
+def first_side(trial: Trial, pair: int) -> SideName:
+    """The side whose process a pair begins with."""
+    return "base" if order_of(trial, pair) == "AB" else "head"

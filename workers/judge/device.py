@@ -1,0 +1,287 @@
+"""The judge's side of a module host on the accelerator.
+
+Memory of the accelerator cannot be shared read-only: a host can make its mapping writable. So each call's inputs are copied into
+a standing buffer while the clock runs, from a private copy that no host can map; nothing is known of them before. What a copy
+costs is measured while no host is alive and taken off, the same for every host; a host that slows the copy down only pays for it.
+"""
+
+import os
+import select
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from engine.slots.kind import Call, CallFailed, HeldSet, TensorSpec
+from workers import vmm, wire
+from workers.judge import clock
+from workers.judge.buffers import Lendable, Pack, SharedBuffer, bits, laid_out
+from workers.judge.client import SAMPLE, Answer, HostClient, Tampered, _check_done, _new_seq
+
+# What the widest loads and cuBLAS ask for.
+ALIGNMENT = 256
+WORD = 8
+SPIN_SECONDS = 0.02
+REFILL_ROUNDS = 15
+LOOKS_AT_HELD = 64
+
+
+class DeviceBuffer:
+    """Memory of the accelerator that the judge owns and lends to a host."""
+
+    def __init__(self, nbytes: int, writable: bool) -> None:
+        self.number = next(SharedBuffer._numbers)
+        self.writable = writable
+        mapping, self.fd = vmm.make(nbytes)
+        self.nbytes = mapping.nbytes
+        self.bytes = mapping.bytes()
+        """uint8[nbytes]"""
+
+    def describe(self) -> wire.Buffer:
+        return wire.Buffer(self.number, self.nbytes, self.writable, "cuda")
+
+    def tensor(self, offset: int, spec: TensorSpec) -> Tensor:
+        """The judge's own view of a region."""
+        return region_of(self.bytes, offset, spec)
+
+    def close(self) -> None:
+        """Gives up the descriptor; the memory goes when the last mapping does."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class DevicePack(Pack):
+    """Named tensors laid out in one shared buffer on the accelerator."""
+
+    buffer_type = DeviceBuffer
+    alignment = ALIGNMENT
+
+
+def region_of(whole: Tensor, offset: int, spec: TensorSpec) -> Tensor:
+    """The tensor at `offset` of uint8[...] on the accelerator."""
+    if spec.nbytes == 0:
+        return torch.empty(spec.shape, dtype=spec.torch_dtype, device="cuda")
+    return whole[offset : offset + spec.nbytes].view(spec.torch_dtype).view(spec.shape)
+
+
+class Refills:
+    """Seconds that a copy of so many bytes takes on the accelerator, launch and wait included, when nobody else uses it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}
+
+    def learn(self, inputs: dict[str, Tensor]) -> float:
+        """Measures it for calls with inputs of these sizes. No host may be alive: it could slow the copy down and gain by that."""
+        _, nbytes = laid_out({name: TensorSpec.of(tensor) for name, tensor in inputs.items()}, ALIGNMENT)
+        if nbytes not in self.seconds:
+            source = torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
+            target = torch.zeros_like(source)
+            taken = []
+            for _ in range(REFILL_ROUNDS):
+                torch.cuda.synchronize()
+                started = time.perf_counter_ns()
+                target.copy_(source)
+                torch.cuda.synchronize()
+                taken.append((time.perf_counter_ns() - started) / 1e9)
+            self.seconds[nbytes] = statistics.median(taken)
+        return self.seconds[nbytes]
+
+
+@dataclass
+class _Ready:
+    """A call whose inputs lie in private memory, laid out as the host will find them."""
+
+    call: Call
+    seq: int
+    message: bytes
+    staged: Tensor
+    inputs: DeviceBuffer
+    outputs: DeviceBuffer
+    offsets: dict[str, int]
+    nbytes: int
+    """Where each output lies in the output buffer, and the bytes of all."""
+    words: Tensor
+    """Secret places in the output buffer, in words of eight bytes: SAMPLE or fewer for each output, one output after the other."""
+    counts: dict[str, int]
+
+
+@dataclass
+class DeviceClient(HostClient):
+    """A HostClient whose buffers lie on the accelerator."""
+
+    device: ClassVar[Literal["cpu", "cuda"]] = "cuda"
+    pack_type: ClassVar[type[Pack]] = DevicePack
+    refills: Refills = field(default_factory=Refills)
+    last_refill_seconds: float = 0.0
+    """What the last call's refill took with this host alive, for display."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._arenas: dict[str, DeviceBuffer] = {}
+        self._originals: dict[str, Tensor] = {}
+        self._looks = LOOKS_AT_HELD
+        self._answered = select.poll()
+        self._answered.register(self.sock, select.POLLIN | select.POLLRDHUP)
+
+    def close(self) -> None:
+        super().close()
+        self._arenas.clear()
+        self._originals.clear()
+
+    def hold(self, held: HeldSet) -> dict[str, Tensor]:
+        """Shares copies; see engine.slots.kind.Runner."""
+        views = super().hold(held)
+        torch.cuda.synchronize()
+        for name, item in held.items():
+            self._originals.pop(name, None)
+            if item.access == "read":
+                self._originals[name] = item.tensor
+        return views
+
+    def run(self, call: Call) -> dict[str, Tensor]:
+        """Runs a call and returns the judge's copy of its outputs. Raises CallFailed where a held tensor of access `read` changed.
+
+        For that it looks only after a host's first calls: a model's weights are many, and who changes them changes the outputs.
+        """
+        outputs = super().run(call)
+        if self._looks == 0:
+            return outputs
+        self._looks -= 1
+        for name, original in self._originals.items():
+            if name in self._held and not torch.equal(bits(self._held[name].views[name]), bits(original).cuda()):
+                raise CallFailed(f"The implementation wrote to its input {name!r}.")
+        return outputs
+
+    def ready(self, call: Call) -> _Ready:  # type: ignore[override]
+        """Copies the inputs of a call to private memory and encodes its message; the host learns nothing yet."""
+        specs = {name: TensorSpec.of(tensor) for name, tensor in call.inputs.items()}
+        places, nbytes = laid_out(specs, ALIGNMENT)
+        staged = torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
+        for name, tensor in call.inputs.items():
+            region_of(staged, places[name], specs[name]).copy_(tensor)
+        offsets, size = laid_out(call.outputs, ALIGNMENT)
+        inputs, outputs = self._arena("inputs", nbytes), self._arena("outputs", size)
+        seq = _new_seq()
+        message = wire.Run(
+            seq,
+            call.operation,
+            call.params,
+            [],
+            [_region(name, inputs, places[name], spec) for name, spec in specs.items()],
+            [_region(name, outputs, offsets[name], spec) for name, spec in call.outputs.items()],
+        )
+        generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)
+        words, counts = [], {}
+        for name, spec in call.outputs.items():
+            available = max(1, spec.nbytes // WORD)
+            counts[name] = min(SAMPLE, available)
+            words.append(torch.randint(available, (counts[name],), generator=generator) + offsets[name] // WORD)
+        return _Ready(
+            call=call,
+            seq=seq,
+            message=wire.encode(message),
+            staged=staged,
+            inputs=inputs,
+            outputs=outputs,
+            offsets=offsets,
+            nbytes=size,
+            words=torch.cat(words).cuda(),
+            counts=counts,
+        )
+
+    def timed(self, ready: _Ready, keep: bool = True) -> Answer:  # type: ignore[override]
+        """Makes a call with the clock running from before its inputs are copied until a secret sample of the output is read.
+
+        `Answer.seconds` is that, less what the copy takes on an idle accelerator. Without `keep` the outputs are not kept: the
+        answer holds none. Raises what HostClient.timed raises, and CallFailed where the inputs were written to.
+        """
+        what = f"'{ready.call.operation}'"
+        deadline = time.monotonic() + self.call_timeout
+        for name, spec in ready.call.outputs.items():
+            self.poison.fill(ready.outputs.tensor(ready.offsets[name], spec))
+        nbytes = ready.staged.numel()
+        target = ready.inputs.bytes[:nbytes]
+        memory = ready.outputs.bytes.view(torch.int64)
+        self._expect_silence()
+        self._wait_until(deadline, what)
+        torch.cuda.synchronize()
+
+        started = time.perf_counter_ns()
+        target.copy_(ready.staged)
+        torch.cuda.synchronize()
+        refilled = time.perf_counter_ns()
+        self._send_encoded(ready.message, [])
+        self._spin()
+        answer = self._next_answer(what)
+        seen = memory[ready.words].cpu()
+        ended = time.perf_counter_ns()
+
+        pending = (ended - started) / 1e9
+        self.last_refill_seconds = (refilled - started) / 1e9
+        seconds = max(pending - self.refills.seconds.get(nbytes, 0.0), 1e-9)
+        self.calls_seconds += pending
+        clock.advance(seconds)
+        _check_done(answer, ready.seq, what)
+        outputs = {}
+        if keep:
+            # The sample is compared with the copy itself, which no host can reach.
+            copy = ready.outputs.bytes[: max(ready.nbytes, WORD)].clone()
+            memory = copy.view(torch.int64)
+            outputs = {n: region_of(copy, ready.offsets[n], spec) for n, spec in ready.call.outputs.items()}
+            for name in ready.call.check_state:
+                outputs[f"state:{name}"] = self._held[name].views[name].clone()
+        self._check_sample(ready, seen, memory[ready.words].cpu())
+        if not torch.equal(target.view(torch.int64), ready.staged.view(torch.int64)):
+            raise CallFailed("The implementation wrote to one of its inputs; inputs are read-only.")
+        return Answer(seconds, outputs)
+
+    def _check_sample(self, ready: _Ready, seen: Tensor, later: Tensor) -> None:
+        at = 0
+        for name, count in ready.counts.items():
+            dtype = ready.call.outputs[name].torch_dtype
+            words = seen[at : at + count]
+            if dtype.is_floating_point:
+                # An output of less than a word shares it with padding.
+                elements = words.view(dtype)[: ready.call.outputs[name].nbytes // dtype.itemsize]
+                unwritten = self.poison.count(elements)
+                if unwritten:
+                    raise Tampered(
+                        f"The call was acknowledged before {name!r} was complete: {unwritten} of {len(elements)} elements that "
+                        "the judge read at once were still unwritten."
+                    )
+            if not torch.equal(words, later[at : at + count]):
+                raise Tampered(f"{name!r} changed after the call was acknowledged.")
+            at += count
+
+    def _arena(self, purpose: str, nbytes: int) -> DeviceBuffer:
+        """The standing buffer for inputs or outputs; a larger one is shared where this call is the first that needs it."""
+        arena = self._arenas.get(purpose)
+        if arena is None or arena.nbytes < nbytes:
+            pack = _Whole(DeviceBuffer(nbytes, writable=True))
+            self._share(pack, [], time.monotonic() + self.call_timeout)  # type: ignore[arg-type]
+            arena = self._arenas[purpose] = pack.buffer
+        return arena
+
+    def _spin(self) -> None:
+        """Waits for the answer without sleeping for a while: waking up takes as long as a short call."""
+        end = time.perf_counter() + SPIN_SECONDS
+        while not self._answered.poll(0) and time.perf_counter() < end:
+            pass
+
+
+@dataclass
+class _Whole:
+    """A buffer without a layout of its own."""
+
+    buffer: DeviceBuffer
+
+
+def _region(name: str, buffer: Lendable, offset: int, spec: TensorSpec) -> wire.Region:
+    return wire.Region(name, buffer.number, offset, spec.shape, spec.dtype)  # type: ignore[arg-type]
