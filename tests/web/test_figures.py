@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swapbench.mergequeue.models import QueueEntry
+from swapbench.standings.history import CaseHistory, Measurement, Merge
+from swapbench.submissions.models import PullRequest, Submission
 from swapbench.web import wording
 from swapbench.web.figures.intervals import interval_axis, interval_row, shared_scale
 from swapbench.web.figures.limits import limit_bar
 from swapbench.web.figures.pairs import pair_plot, pair_points
 from swapbench.web.figures.pareto import FrontPoint, pareto_figure
-from swapbench.web.figures.series import SeriesPoint, series_plot
+from swapbench.web.figures.series import series_plot
 from swapbench.web.figures.svg import ticks
 from tests.web import sample
 from workers.protocol import Interval, PairRecord, Performance
@@ -94,9 +97,15 @@ def test_bars_of_limits_stay_on_their_drawing(value: float, quality_class: str) 
 
 
 def test_a_series_marks_where_main_became_better() -> None:
-    root = tree(series_plot("case", [SeriesPoint("#1", FASTER, True), SeriesPoint("#2", SLOWER)]))
+    pull = PullRequest(number=7)
+    merge = Merge(QueueEntry(submission=Submission(pull_request=pull)), [])
+    history = CaseHistory(
+        "attention", "cpu", "case", [Measurement(merge, FASTER, True), Measurement(merge, SLOWER, False)], FASTER
+    )
+    root = tree(series_plot(history))
     assert len([line for line in root.iter("line") if line.attrib["class"] == "change"]) == 1
-    assert "Nothing was merged yet." in series_plot("case", [])
+    assert "#7: +12.0" in "".join(root.itertext())
+    assert "Nothing was merged yet." in series_plot(CaseHistory("attention", "cpu", "case"))
 
 
 def test_the_pareto_figure_is_one_that_plotly_takes() -> None:

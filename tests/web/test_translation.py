@@ -56,5 +56,5 @@ def test_pages_come_in_chinese(client: Client, full: dict[int, Submission]) -> N
     assert "现在正在发生什么" in page
     run = client.get(f"/submissions/{full[5].pk}", headers=chinese).content.decode()
     assert "原因在提交本身。" in run
-    assert '<span lang="en">Changing the token' in run, "what the judge says stays English, and says so"
+    assert '<p lang="en">Changing the token' in run, "what the judge says stays English, and says so"
     assert "没有提交 999。" in client.get("/submissions/999", headers=chinese).content.decode()

@@ -172,7 +172,7 @@ def list_tracks(request: HttpRequest) -> Any:
             "kind": track.kind,
             "quality_class": track.quality_class,
             "machine_class": track.machine_class,
-            "entries": track.entries,
+            "entries": len(track.entries),
             "best": _interval(track.best),
             "page": _page(request, track.address),
         }

@@ -1,1 +1,4 @@
-"""Standings: tracks, ranks by significance tier, Pareto front, history of the branch. Read-only queries."""
+"""Standings: tracks, ranks by significance tier, the Pareto front, the history of the branch. Read-only queries.
+
+May import submissions, mergequeue, `workers.protocol` and `workers.statistics`.
+"""

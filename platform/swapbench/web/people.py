@@ -49,7 +49,7 @@ def person(name: str) -> Person | None:
             Place(track, entry)
             for group in tracks.groups()
             for track in group.tracks
-            for entry in tracks.entries(track.kind, track.quality_class, track.machine_class)
+            for entry in track.entries
             if entry.verdict.submission.author == name
         ],
         list(latest.order_by("-id")[:50]),

@@ -42,7 +42,10 @@ def stages_of_running(stage: str, done: int, total: int, entered: Sequence[Mappi
 
 
 def stages_of_outcome(outcome: Outcome) -> list[StageShown]:
-    """The bars of an attempt that ended: full where a stage ran, red where the attempt stopped."""
+    """The bars of an attempt that ended: full where a stage ran, red where the attempt stopped.
+
+    An outcome cannot hold the time of its own report, but that it is there says that it was made.
+    """
     reports = {report.stage: report for report in outcome.stages}
     blamed = {reason.stage for reason in outcome.reasons if reason.stage}
     if outcome.status != "passed":
@@ -52,6 +55,6 @@ def stages_of_outcome(outcome: Outcome) -> list[StageShown]:
     return [
         StageShown(name, "bad" if name in blamed else "done", 1, 1, reports[name].seconds, reports[name].note)
         if name in reports
-        else StageShown(name, "ahead")
+        else StageShown(name, "done" if name == "report" else "ahead", 1 if name == "report" else 0)
         for name in STAGE_NAMES
     ]

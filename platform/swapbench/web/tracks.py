@@ -1,16 +1,15 @@
 """Tracks and their leaderboards as the pages show them."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from django.db.models import F, QuerySet
-
 from swapbench.mergequeue.models import QueueEntry
-from swapbench.submissions.models import PullRequest, Submission, Verdict
+from swapbench.standings.tracks import BITS_PER_WEIGHT, Track, memory_ratio, standings
+from swapbench.standings.tracks import tracks as all_tracks
+from swapbench.submissions.models import Verdict
+from swapbench.submissions.verdicts import MEMORY_RATIO
 from swapbench.web import quantities, wording
 from swapbench.web.figures.pareto import FrontPoint
 from workers.protocol import Interval
-from workers.statistics import Estimate, Tier, better_than, tiers
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Entry:
     @property
     def memory_text(self) -> str:
         """The memory figure that the verdict holds, with its unit."""
-        for name in ("memory ratio", "bits per weight"):
+        for name in (MEMORY_RATIO, BITS_PER_WEIGHT):
             if name in self.verdict.figures:
                 return quantities.figure(name, float(self.verdict.figures[name]))
         return ""
@@ -48,21 +47,25 @@ class Entry:
 
 @dataclass(frozen=True)
 class TrackShown:
-    """A track in a list of tracks: how many entries, and who leads."""
+    """A track in a list of tracks, with its entries."""
 
     kind: str
     quality_class: str
     machine_class: str
-    entries: int
-    leaders: list[Entry]
+    entries: list[Entry]
 
     @property
     def address(self) -> str:
         return address(self.kind, self.quality_class, self.machine_class)
 
     @property
+    def leaders(self) -> list[Entry]:
+        """Those of the first rank."""
+        return [entry for entry in self.entries if entry.rank == self.entries[0].rank]
+
+    @property
     def best(self) -> Interval | None:
-        return self.leaders[0].speedup if self.leaders else None
+        return self.entries[0].speedup if self.entries else None
 
 
 @dataclass(frozen=True)
@@ -108,31 +111,22 @@ def address(kind: str, quality_class: str, machine_class: str) -> str:
     return f"/tracks/{kind}/{quality_class}/{machine_class}/"
 
 
-def memory_ratio(verdict: Verdict) -> float | None:
-    """Memory over the baseline's: as measured, or from the bits per weight over bfloat16's 16."""
-    if "memory ratio" in verdict.figures:
-        return float(verdict.figures["memory ratio"])
-    if "bits per weight" in verdict.figures:
-        return float(verdict.figures["bits per weight"]) / 16
-    return None
-
-
 def groups() -> list[Group]:
     """Every kind, with its tracks that somebody has a place on."""
-    shown = [track_shown(*key) for key in _keys()]
+    shown = [track_shown(track) for track in _tracks()]
     return [Group(kind, [track for track in shown if track.kind == kind]) for kind in wording.KINDS]
 
 
 def board(kind: str, quality_class: str, machine_class: str) -> Board:
     """The leaderboard of a track; empty where nobody has a place."""
-    others = [track_shown(*key) for key in _keys() if key[0] == kind]
-    return Board(kind, quality_class, machine_class, entries(kind, quality_class, machine_class), others)
+    known = [track for track in _tracks() if track.kind == kind]
+    own = next((one for one in known if (one.quality_class, one.machine_class) == (quality_class, machine_class)), None)
+    found = entries(own) if own is not None else []
+    return Board(kind, quality_class, machine_class, found, [track_shown(track) for track in known])
 
 
-def track_shown(kind: str, quality_class: str, machine_class: str) -> TrackShown:
-    own = entries(kind, quality_class, machine_class)
-    leaders = [entry for entry in own if entry.rank.rstrip("=") == "1"]
-    return TrackShown(kind, quality_class, machine_class, len(own), leaders)
+def track_shown(track: Track) -> TrackShown:
+    return TrackShown(track.kind, track.quality_class, track.machine_class, entries(track))
 
 
 def front_points(shown: Board) -> list[FrontPoint]:
@@ -144,89 +138,33 @@ def front_points(shown: Board) -> list[FrontPoint]:
     ]
 
 
-def _placed() -> QuerySet[Verdict]:
-    """Verdicts that give a place: passed, measured, of the newest head of a pull request that was not turned down."""
-    return Verdict.objects.filter(
-        current=True,
-        status=Verdict.Status.PASSED,
-        track_speedup__isnull=False,
-        submission__state=Submission.State.JUDGED,
-        submission__head_sha=F("submission__pull_request__head_sha"),
-    ).exclude(submission__pull_request__state=PullRequest.State.CLOSED)
-
-
-def _keys() -> list[tuple[str, str, str]]:
-    keys = _placed().order_by().values_list("kind", "quality_class", "machine_class").distinct()
+def _tracks() -> list[Track]:
+    """The tracks that somebody has a place on, in the order of kinds and classes."""
     kinds, classes = list(wording.KINDS), list(wording.CLASSES)
-    known = [key for key in keys if key[0] in kinds and key[1] in classes]
-    return sorted(known, key=lambda key: (kinds.index(key[0]), classes.index(key[1]), key[2]))
+    known = [track for track in all_tracks() if track.kind in kinds and track.quality_class in classes]
+    return sorted(
+        known, key=lambda track: (kinds.index(track.kind), classes.index(track.quality_class), track.machine_class)
+    )
 
 
-def _speedup(verdict: Verdict) -> Interval:
-    middle, low, high = verdict.track_speedup, verdict.track_speedup_low, verdict.track_speedup_high
-    assert middle is not None
-    return Interval(middle, middle if low is None else low, middle if high is None else high, verdict.speedup_level)
-
-
-def entries(kind: str, quality_class: str, machine_class: str) -> list[Entry]:
-    """The entries of a track in order of rank, equals by their estimate.
-
-    Of several suite versions' verdicts on one file, the newest counts.
-    """
-    found = _placed().filter(kind=kind, quality_class=quality_class, machine_class=machine_class)
-    newest = {
-        (verdict.submission_id, verdict.path): verdict
-        for verdict in found.select_related("submission__pull_request").defer("cases", "tests").order_by("id")
-    }
-    speedups = {verdict.pk: _speedup(verdict) for verdict in newest.values()}
-    verdicts = sorted(newest.values(), key=lambda verdict: -speedups[verdict.pk].estimate)
-    ranks = ranked({str(verdict.pk): speedups[verdict.pk] for verdict in verdicts})
-    verdicts.sort(key=lambda verdict: (ranks[str(verdict.pk)].rank, -speedups[verdict.pk].estimate))
-    front = _front(verdicts, speedups)
-    queued = QueueEntry.objects.filter(submission__in=[verdict.submission_id for verdict in verdicts])
+def entries(track: Track) -> list[Entry]:
+    """The entries of a track in order of rank."""
+    places = standings(track)
+    queued = QueueEntry.objects.filter(submission__in=[place.verdict.submission_id for place in places])
     states = dict(queued.values_list("submission_id", "state"))
     shown: list[Entry] = []
-    for verdict in verdicts:
-        rank = ranks[str(verdict.pk)].label
-        state = states.get(verdict.submission_id)
+    for place in places:
+        rank = place.tier.label
+        state = states.get(place.verdict.submission_id)
         shown.append(
             Entry(
                 rank,
                 bool(shown) and shown[-1].rank != rank,
-                verdict,
-                speedups[verdict.pk],
-                verdict.pk in front,
+                place.verdict,
+                place.speedup,
+                place.on_front,
                 state == QueueEntry.State.MERGED,
                 state in (QueueEntry.State.WAITING, QueueEntry.State.BUILDING),
             )
         )
     return shown
-
-
-def ranked(speedups: Mapping[str, Interval]) -> dict[str, Tier]:
-    """The rank of each entry: 1 + the number of entries that are significantly better, by Holm over all pairs.
-
-    A speed-up of -100 % or less has no logarithm and cannot be compared: such an entry is not told apart from any.
-    """
-    comparable = {
-        name: Estimate(one.estimate, one.low, one.high, one.level, 0)
-        for name, one in speedups.items()
-        if one.low > -1 and 0 < one.level < 1
-    }
-    return tiers(list(speedups), better_than(comparable))
-
-
-def _front(verdicts: Sequence[Verdict], speedups: dict[int, Interval]) -> set[int]:
-    def costs(verdict: Verdict) -> tuple[float, float, float]:
-        return (
-            -speedups[verdict.pk].estimate,
-            float(verdict.quality.get("mean_kl", 0.0)),
-            memory_ratio(verdict) or 1.0,
-        )
-
-    everyone = {verdict.pk: costs(verdict) for verdict in verdicts}
-    return {
-        pk
-        for pk, own in everyone.items()
-        if not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in everyone.values())
-    }

@@ -1,32 +1,21 @@
 """One case through the history of main: what each merge measured, and the best that main holds."""
 
-from dataclasses import dataclass
-
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
+from swapbench.standings.history import CaseHistory
 from swapbench.web.figures.svg import Scale, drawing, element, span, ticks
 from swapbench.web.quantities import interval_range, signed_percent
-from workers.protocol import Interval
 
 WIDTH, HEIGHT = 380, 130
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 26
 
 
-@dataclass(frozen=True)
-class SeriesPoint:
-    """A merge: the speed-up that it measured on the case, over the track's baseline. `changed` where it is
-    significantly better than all that main held before."""
-
-    label: str
-    speedup: Interval
-    changed: bool = False
-
-
-def series_plot(name: str, points: list[SeriesPoint]) -> SafeString:
+def series_plot(history: CaseHistory) -> SafeString:
     """Merges in order, equally spaced, with their intervals; the line is the best so far, dashes mark where it changed."""
+    points = history.measurements
     if not points:
-        return drawing(WIDTH, 40, [element("text", _("Nothing was merged yet."), x=8, y=24)], label=name)
+        return drawing(WIDTH, 40, [element("text", _("Nothing was merged yet."), x=8, y=24)], label=history.case)
     ends = [value for point in points for value in (point.speedup.low, point.speedup.high)]
     low, high = span(ends, around=0.0, least=0.04, margin=0.1)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
@@ -44,13 +33,14 @@ def series_plot(name: str, points: list[SeriesPoint]) -> SafeString:
         if point.speedup.estimate > best:
             best = point.speedup.estimate
             steps.append(f"V{y(best)}")
-        if point.changed:
+        if point.better:
             parts.append(element("line", class_="change", x1=x(index), x2=x(index), y1=TOP, y2=HEIGHT - BOTTOM))
     steps.append(f"H{WIDTH - RIGHT}")
     parts.append(element("path", class_="line", d="".join(steps)))
     for index, point in enumerate(points):
         at = x(index)
-        title = f"{point.label}: {signed_percent(point.speedup.estimate)} ({interval_range(point.speedup)})"
+        number = f"#{point.merge.entry.submission.pull_request.number}"
+        title = f"{number}: {signed_percent(point.speedup.estimate)} ({interval_range(point.speedup)})"
         parts.append(
             element("line", class_="whisker accent", x1=at, x2=at, y1=y(point.speedup.low), y2=y(point.speedup.high))
         )
@@ -58,9 +48,9 @@ def series_plot(name: str, points: list[SeriesPoint]) -> SafeString:
             element("circle", element("title", title), class_="solid", cx=at, cy=y(point.speedup.estimate), r=4)
         )
         if len(points) <= 10 or index in (0, len(points) - 1):
-            parts.append(element("text", point.label, x=at, y=HEIGHT - 8, text_anchor="middle"))
+            parts.append(element("text", number, x=at, y=HEIGHT - 8, text_anchor="middle"))
     label = _("%(name)s: best on main %(best)s over the baseline after %(count)d merges") % {
-        "name": name,
+        "name": history.case,
         "best": signed_percent(best),
         "count": len(points),
     }
