@@ -2,7 +2,8 @@
 
     DATABASE_URL             default: SQLite in var/swapbench.sqlite3
     SWAPBENCH_BROKER_URL     default: filesystem:// under var/broker; redis://... and amqp://... work the same
-    SWAPBENCH_FORGE          "local" (default) or "github"
+    SWAPBENCH_FORGE          "local" (default, at SWAPBENCH_LOCAL_FORGE) or "github", which needs SWAPBENCH_GITHUB_...
+                             REPOSITORY, APP_ID, PRIVATE_KEY and WEBHOOK_SECRET; HOST and API for GitHub Enterprise
     SWAPBENCH_VAR            folder of runtime state, default: var/ of the checkout
     SWAPBENCH_DEBUG          "1" for Django's debug pages
     SWAPBENCH_SECRET_KEY     or SWAPBENCH_SECRET_KEY_FILE; generated into var/secret-key where neither is set
@@ -217,6 +218,8 @@ SWAPBENCH_GITHUB = {
     "installation_id": os.environ.get("SWAPBENCH_GITHUB_INSTALLATION_ID", ""),
     "private_key": _secret("SWAPBENCH_GITHUB_PRIVATE_KEY"),
     "webhook_secret": _secret("SWAPBENCH_GITHUB_WEBHOOK_SECRET"),
+    "host": os.environ.get("SWAPBENCH_GITHUB_HOST") or "https://github.com",
+    "api": os.environ.get("SWAPBENCH_GITHUB_API") or "https://api.github.com",
 }
 SWAPBENCH_POLICY = _json_object("SWAPBENCH_POLICY")
 """Overrides of fields of `swapbench.submissions.policy.ControlPolicy`, whose docstring says what each means."""

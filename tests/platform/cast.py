@@ -4,7 +4,6 @@
 """
 
 import os
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,19 +11,8 @@ from swapbench.forge.local import LocalForge
 from swapbench.forge.mirror import git
 from swapbench.intake.take_in import take_in
 from swapbench.submissions.models import Attempt, Submission
-from workers.protocol import (
-    ImplementationOutcome,
-    Interval,
-    Outcome,
-    PairRecord,
-    Performance,
-    Reason,
-    Speed,
-    StageReport,
-    Status,
-    encode,
-    sign,
-)
+from tests.platform.outcomes import implementation
+from workers.protocol import ImplementationOutcome, Outcome, StageReport, Status, encode, sign
 
 PEOPLE = {name: f"{name}@example.org" for name in ("alice", "bob", "charlie", "dora")}
 MAINTAINER = "dora"
@@ -107,9 +95,7 @@ class Repository:
         modes: dict[str, str] | None = None,
     ) -> str:
         """Pushes to pull request `number`, which is opened where it is new; the head's SHA."""
-        return self.commit(
-            f"refs/pull/{number}/head", title, files, author, base or self.sha("refs/heads/main"), modes
-        )
+        return self.commit(f"refs/pull/{number}/head", title, files, author, base or self.sha("refs/heads/main"), modes)
 
     def sha(self, ref: str) -> str:
         status, said = git(self.path, "rev-parse", "--verify", "--quiet", ref, ok=(0, 1, 128))
@@ -126,40 +112,6 @@ def taken_in(forge: LocalForge, number: int) -> Submission:
     return submission
 
 
-def implementation(
-    path: str = "engine/attention/swift.py",
-    status: Status = "passed",
-    speed: Speed = "faster",
-    name: str = "swift",
-    reasons: list[Reason] | None = None,
-    figures: dict[str, float] | None = None,
-) -> ImplementationOutcome:
-    """What the judge says of one file; its pairs are two, which is enough to be stored."""
-    gains = {"faster": 0.2, "no_difference": 0.0, "slower": -0.2, "inconclusive": 0.01}
-    performance = None
-    if speed != "not_measured":
-        gain = gains[speed]
-        interval = Interval(gain, gain - 0.02, gain + 0.02)
-        pairs = [
-            PairRecord(index, order, "stop", {"prefill": 2e-3, "decode": 1e-3}, {"prefill": 1.7e-3, "decode": 0.8e-3})
-            for index, order in enumerate(("AB", "BA"))
-        ]
-        performance = Performance(
-            speed, "By the pairs.", pairs, 0.001, interval, [], "plain", baseline_speedup=interval
-        )
-    return ImplementationOutcome(
-        path=path,
-        kind="attention",
-        name=name,
-        quality_class="E",
-        status=status,
-        reasons=reasons or [],
-        speed=speed,
-        performance=performance,
-        figures=figures or {},
-    )
-
-
 def outcome_of(attempt: Attempt, *implementations: ImplementationOutcome, status: Status = "passed") -> str:
     """The outcome's text, as a worker sends it."""
     stages = [StageReport("unit", 1.0), StageReport("performance", 2.0)]
@@ -171,8 +123,4 @@ def signed(attempt: Attempt, text: str) -> tuple[str, str, str]:
     return str(attempt.pk), text, sign(attempt.token, text)
 
 
-def processes_in_group(group: int) -> list[int]:
-    """The processes of a process group that still live."""
-    said = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split() for line in said.splitlines()]
-    return [int(pid) for pid, pgid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
+__all__ = ["MACHINE", "MAINTAINER", "Repository", "implementation", "outcome_of", "signed", "source", "taken_in"]

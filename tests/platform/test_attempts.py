@@ -56,7 +56,9 @@ def attempt(submission: Submission) -> Attempt:
 
 
 def seen(name: str, state: str = "idle") -> None:
-    lease.worker_seen(msgspec.convert({"worker": name, "machine_class": MACHINE, "state": state, "isolation": "full"}, WorkerSeen))
+    lease.worker_seen(
+        msgspec.convert({"worker": name, "machine_class": MACHINE, "state": state, "isolation": "full"}, WorkerSeen)
+    )
 
 
 def started(attempt: Attempt, worker: str = "w1") -> Attempt:
@@ -69,7 +71,9 @@ def lapse(attempt: Attempt) -> None:
     Attempt.objects.filter(pk=attempt.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
 
 
-def test_a_job_says_all_that_a_worker_needs_and_nothing_more(submission: Submission, broker: Broker, repository: Repository) -> None:
+def test_a_job_says_all_that_a_worker_needs_and_nothing_more(
+    submission: Submission, broker: Broker, repository: Repository
+) -> None:
     assert dispatch(broker.send) == 1
     (job,) = broker.jobs
     assert (job.base_sha, job.head_sha) == (submission.base_sha, submission.head_sha)
@@ -147,7 +151,11 @@ def test_an_outcome_is_recorded_whole_and_once(submission: Submission, attempt: 
     submission.refresh_from_db()
     verdict = submission.verdicts.get()
     assert (submission.state, verdict.status, verdict.speed, verdict.qualifies) == ("judged", "passed", "faster", True)
-    assert (verdict.speedup, verdict.speedup_low, verdict.speedup_high) == (0.2, pytest.approx(0.18), pytest.approx(0.22))
+    assert (verdict.speedup, verdict.speedup_low, verdict.speedup_high) == (
+        0.2,
+        pytest.approx(0.18),
+        pytest.approx(0.22),
+    )
     assert (verdict.name, verdict.quality_class, verdict.track_speedup) == ("swift", "E", 0.2)
     assert Result.objects.count() == 2 * 2 * 2
     assert verdict.next_steps
@@ -265,7 +273,9 @@ def test_only_a_maintainer_draws_a_decided_verdict_again(submission: Submission,
     assert [verdict.current for verdict in submission.verdicts.order_by("id")] == [False, True]
 
 
-def test_each_measured_try_leaves_less_alpha(repository: Repository, forge: LocalForge, submission: Submission, attempt: Attempt) -> None:
+def test_each_measured_try_leaves_less_alpha(
+    repository: Repository, forge: LocalForge, submission: Submission, attempt: Attempt
+) -> None:
     record(*signed(attempt, outcome_of(attempt, implementation(speed="no_difference"))))
     repository.pull(1, {SWIFT: source(body="x = 2")})
     repository.pull(2, {"engine/attention/other.py": source(name="other")}, author="bob")
@@ -277,7 +287,7 @@ def test_the_same_code_gets_its_verdict_again_and_no_other_draw(
     repository: Repository, forge: LocalForge, submission: Submission, attempt: Attempt
 ) -> None:
     record(*signed(attempt, outcome_of(attempt, implementation(speed="no_difference"))))
-    repository.pull(1, {SWIFT: source(name="swifter", body='# Nothing but a comment\nx   =   1  # and spaces')})
+    repository.pull(1, {SWIFT: source(name="swifter", body="# Nothing but a comment\nx   =   1  # and spaces")})
     again = taken_in(forge, 1)
     verdict = again.verdicts.get()
     assert again.state == Submission.State.JUDGED

@@ -26,14 +26,24 @@ pytestmark = pytest.mark.django_db
 
 
 def judged(
-    repository: Repository, forge: LocalForge, number: int, name: str, author: str = "alice", speed: Speed = "faster",
-    status: Status = "passed", **figures: float,
+    repository: Repository,
+    forge: LocalForge,
+    number: int,
+    name: str,
+    author: str = "alice",
+    speed: Speed = "faster",
+    status: Status = "passed",
+    **figures: float,
 ) -> Submission:
     path = f"engine/attention/{name}.py"
-    repository.pull(number, {path: source(name=name, body=f"code = {number}")}, author=author, title=f"Attention: {name}")
+    repository.pull(
+        number, {path: source(name=name, body=f"code = {number}")}, author=author, title=f"Attention: {name}"
+    )
     submission = taken_in(forge, number)
     attempt = submission.attempts.get()
-    outcome = implementation(path, status, speed, name, figures={key.replace("_", " "): value for key, value in figures.items()})
+    outcome = implementation(
+        path, status, speed, name, figures={key.replace("_", " "): value for key, value in figures.items()}
+    )
     assert record(*signed(attempt, outcome_of(attempt, outcome, status=status)))
     return submission
 
@@ -229,7 +239,9 @@ def test_our_own_failures_do_not_cost_the_entry_its_place(repository: Repository
     tick(forge, "main")
     for n in (1, 2, 3):
         row = Attempt.objects.get(build__isnull=False, n=n)
-        Attempt.objects.filter(pk=row.pk).update(state="running", worker="w1", lease_until=timezone.now() - timedelta(1))
+        Attempt.objects.filter(pk=row.pk).update(
+            state="running", worker="w1", lease_until=timezone.now() - timedelta(1)
+        )
         assert reap() == 1
     tick(forge, "main")
     assert Build.objects.order_by("id")[0].state == Build.State.ABANDONED

@@ -67,10 +67,12 @@ class Child:
         self.process.wait()
 
 
-# Sets the parent-death signal in the child itself: between fork and exec, Python code may not run safely beside threads.
+# Sets the parent-death signal (prctl(2): PR_SET_PDEATHSIG, SIGKILL) in the child itself: between fork and exec, Python code
+# may not run safely beside threads. Killed, because whatever is killed loses nothing, and what lingers would share the state
+# of the next run.
 _TETHERED = """
 import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
