@@ -246,7 +246,7 @@ def _recall_table(found: dict[str, Any], which: str) -> list[str]:
 
 
 def card(directory: Path) -> str:
-    """card.md from config.json, loss.json, eval.json and plants.json."""
+    """card.md from config.json, loss.json, eval.json, plants.json and, if there is one, notes.md."""
     config, history, evaluation, plants = (
         json.loads((directory / name).read_text()) for name in ("config.json", "loss.json", "eval.json", "plants.json")
     )
@@ -258,6 +258,8 @@ def card(directory: Path) -> str:
         rows.append(
             f"| {name} | {f['perplexity']:+.2%} | {f['kl']:.5f} | {f['top1']:.2%} | {f['decided']:.2%} | {needles} | {f['class']} |"
         )
+    # What one run had of its own and no figure shows.
+    notes = (directory / "notes.md").read_text() if (directory / "notes.md").exists() else ""
     weak = [name for name, f in plants["heads"].items() if f["top1"] >= LIMITS["E"][2]]
     loss = evaluation["loss"]
     context = config["max_position_embeddings"]
@@ -267,8 +269,8 @@ A Llama-shaped decoder of {sum(p.numel() for p in load(directory).parameters()):
 hidden size {config["hidden_size"]}, {config["num_attention_heads"]} query and {config["num_key_value_heads"]} key-value heads of {config["head_dim"]}, MLP {config["intermediate_size"]}, tied embeddings, RoPE base {config["rope_theta"]:,.0f}, vocabulary {config["vocab_size"]}, context {context:,} tokens
 (about {int(context * loss["characters_per_token"]):,} characters), bf16. It knows Python source and how to look things up. It is no use for anything else.
 
-- **Recipe**: `python -m engine.train_reference --out DIR`, seed {recipe["seed"]}; resumable, seeded in its data and its start. Lengths follow the share of
-  the minutes, so a run is repeated in kind and not bit by bit.
+- **Recipe**: `python -m engine.train_reference --out DIR --minutes {recipe["minutes"]} --seed {recipe["seed"]}`; resumable, seeded in its data and its start. Lengths follow
+  the share of the minutes, so a run is repeated in kind and not bit by bit; with `--steps` it is repeated.
 - **Text**: the source of the CPython standard library with its tests ({recipe["variants"]} copies with other identifiers besides the original; Python Software Foundation
   License; not committed), one file in twenty held out, mixed with tasks made of nothing but a seed (`engine/corpus.py`): needles, recall,
   repeated runs and passages, brackets.
@@ -276,8 +278,8 @@ hidden size {config["hidden_size"]}, {config["num_attention_heads"]} query and {
   and AdamW for the rest (rate {recipe["embedding_rate"]}). From {recipe["rounded_from"]:.0%} of the time on, every other step runs on weights rounded to int4 and is drawn to the
   unrounded model's predictions: a small model is brittle under rounding where a large one is not.
 - **Machine**: {trained["device"]}, driver {trained.get("driver", "none")}, CUDA {trained.get("cuda", "none")}, torch {trained["torch"]}, Python {trained["python"]}.
-- **Loss**, nats per token: {loss["held_out_files"]:.3f} on held-out files as they are, {loss["evaluation_text_scored"]:.3f} on the scored tokens of the judge's text; {loss["characters_per_token"]:.2f} characters a token.
-
+- **Loss**, nats per token: {loss["held_out_files"]:.3f} on held-out files as they are, {loss["evaluation_text_scored"]:.3f} on the scored tokens of the judge's text; {loss["characters_per_token"]:.2f} characters a token on held-out files.
+{notes}
 ![training loss](loss.svg)
 
 Channel groups of 64 are scaled by powers of two against the norms that feed them (`spread_channels`): no output changes by one bit, and int4
