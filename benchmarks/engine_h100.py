@@ -294,8 +294,8 @@ def transformers_prefill(length: int, rounds: int) -> dict[str, Any]:
     return prefill_figures(config, length, statistics.median(times[2:]))
 
 
-LONG = {"prompt": 128, "tokens": 256, "rounds": 4}
-WIDE = {"batch": 64, "prompt": 512, "tokens": 128, "rounds": 2}
+LONG = {"prompt": 128, "tokens": 256, "rounds": 4, "ahead": 16}
+WIDE = {"batch": 64, "prompt": 512, "tokens": 64, "rounds": 2, "ahead": 16}
 VARIANTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "check": (check, {}),
     "bf16": (decode, {"batch": 1, **LONG}),
@@ -303,7 +303,7 @@ VARIANTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "fp8": (decode, {"batch": 1, **LONG, "quantization": "fp8wo"}),
     "int4": (decode, {"batch": 1, **LONG, "quantization": "int4wo"}),
     "bf16-batch64": (decode, WIDE),
-    "transformers-batch64": (transformers_decode, {"batch": 64, "prompt": 512, "tokens": 128, "compile": False}),
+    "transformers-batch64": (transformers_decode, {"batch": 64, "prompt": 512, "tokens": 64, "compile": False}),
     "prefill-8k": (prefill, {"length": 8192, "rounds": 4}),
     "transformers-prefill-8k": (transformers_prefill, {"length": 8192, "rounds": 4}),
     "bf16-compiled": (decode, {"batch": 1, **LONG, "compile": True}),
@@ -312,7 +312,7 @@ VARIANTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "prefill-8k-compiled": (prefill, {"length": 8192, "rounds": 4, "compile": True}),
     "transformers-batch64-compiled": (
         transformers_decode,
-        {"batch": 64, "prompt": 512, "tokens": 128, "compile": True},
+        {"batch": 64, "prompt": 512, "tokens": 64, "compile": True},
     ),
 }
 

@@ -67,7 +67,7 @@ def cuda_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) ->
         ROWS=rows,
         BLOCK=block,
         ADD=residual is not None,
-        num_warps=4 if block * rows <= 4096 else 8 if block <= 8192 else 16,
+        num_warps=4 if block * rows < 4096 else 8 if block <= 8192 else 16,
         **overlapping(x),
     )
     return y, hidden
