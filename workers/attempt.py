@@ -25,6 +25,7 @@ from engine.slots.kind import CallFailed
 from engine.slots.source import Source
 from workers.checkout import CheckoutError, RefusedFile, Trees, fetch, lay_out
 from workers.judge import machine
+from workers.judge.client import CallTimedOut
 from workers.judge.hosts import Hosts
 from workers.judge.speed import SpeedResult, judge_speed
 from workers.judge.trial import StageTimedOut, Trial, reason_of, status_of, subject
@@ -200,11 +201,11 @@ class Attempt:
         """Runs a stage within its share of the time that is left for it."""
         began = time.monotonic()
         allowed = (self.stage_seconds(stage) - self.seconds.get(stage, 0.0)) / share
-        trial.deadline = began + allowed
+        trial.begin(allowed)
         self.say(stage, f"The {stage} suite begins")
         try:
             return work()
-        except (SandboxError, StageTimedOut) as error:
+        except (SandboxError, StageTimedOut, CallTimedOut) as error:
             return SuiteResult([status_of(error)], [reason_of(error, stage)])
         finally:
             trial.hosts.close()

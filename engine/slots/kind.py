@@ -94,7 +94,8 @@ class Call:
     """One request to an implementation.
 
     `inputs` arrive with the message. `outputs` are allocated and poisoned by the judge. `params` are the numbers that the
-    operation needs beside tensors. `check_state` names held tensors of access `write` that the judge compares after the call.
+    operation needs beside tensors. `check_state` names held tensors of access `write` that the judge compares after the call;
+    `probes` are elements of them (int64, flat) that the call has to write, and that the judge reads as soon as it is acknowledged.
     """
 
     operation: str
@@ -102,6 +103,7 @@ class Call:
     inputs: dict[str, Tensor]
     outputs: dict[str, TensorSpec]
     check_state: tuple[str, ...] = ()
+    probes: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

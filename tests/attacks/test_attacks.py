@@ -1,5 +1,6 @@
 """Every hostile slot file, through checkout, sandbox, host, judge and suites as a worker runs them."""
 
+import gc
 import hashlib
 import os
 import secrets
@@ -10,13 +11,11 @@ import pytest
 from tests.attacks.corpus import CANARY, DEVICE, ENGINE, HERE, Attack, Range, attacks, parse
 from workers.protocol import Outcome, decode_outcome, encode
 
-KEPT = ("slots", "reference", *("attention", "quantization", "normalization", "activation", "adapters"))
 
-
-def fingerprint() -> str:
-    """A hash over the engine of this checkout and the suites, which no attack may change."""
+def fingerprint(ground: Range) -> str:
+    """A hash over what is bound for a host to see, and no attack may change: the engine and the host's own code."""
     digest = hashlib.sha256()
-    for folder in [*(ENGINE / name for name in KEPT), ENGINE.parent / "workers"]:
+    for folder in (ground.repository / "engine", ENGINE.parent / "workers" / "host"):
         for path in sorted(folder.rglob("*.py")):
             digest.update(str(path).encode() + path.read_bytes())
     return digest.hexdigest()
@@ -47,7 +46,7 @@ def cases(quick: bool) -> list[object]:
 
 def check(attack: Attack, ground: Range, canary: str) -> None:
     """Judges the attack, and looks at the verdict, at what it learned and at what it left."""
-    before = fingerprint()
+    before = fingerprint(ground)
     descriptors = len(os.listdir("/proc/self/fd"))
     outcome = ground.judge(attack)
     text = encode(outcome)
@@ -57,7 +56,8 @@ def check(attack: Attack, ground: Range, canary: str) -> None:
     assert canary not in text, f"{attack.name} read the judge's environment."
     assert "LEAK" not in text, shown
     assert not ground.left_behind(), f"{attack.name} left {ground.left_behind()}."
-    assert fingerprint() == before, f"{attack.name} changed the engine or the suites."
+    assert fingerprint(ground) == before, f"{attack.name} changed the engine or the suites."
+    gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 4, f"{attack.name} made the judge keep descriptors."
     assert outcome.status in attack.expect, shown
     if outcome.status != "passed":

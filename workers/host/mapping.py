@@ -1,6 +1,5 @@
 """The host's view of the judge's buffers."""
 
-import contextlib
 import mmap
 import os
 import warnings
@@ -66,10 +65,10 @@ class Mappings:
         return views[dtype].as_strided(region.shape, strides[::-1], region.offset // dtype.itemsize)
 
     def drop(self, numbers: list[int]) -> None:
-        """Forgets buffers. One whose tensors are still referred to stays mapped until they go."""
+        """Forgets buffers. One whose tensors are still referred to stays mapped until they go.
+
+        Not closed here: a tensor keeps its mapping alive but does not keep it from being closed, and reading it later would be SIGSEGV.
+        """
         for number in numbers:
             self._on_device.pop(number, None)
-            mapped = self._maps.pop(number, None)
-            if mapped is not None:
-                with contextlib.suppress(BufferError):
-                    mapped.close()
+            self._maps.pop(number, None)

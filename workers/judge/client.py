@@ -36,6 +36,10 @@ class CallTimedOut(CallFailed):
     """The host did not answer in time."""
 
 
+class HostStarved(CallFailed):
+    """The host did not answer in time because other programs had the processor: the machine's fault."""
+
+
 class ContributedError(CallFailed):
     """The implementation raised. `traceback` is text for its author; nothing in either makes a terminal do more than print."""
 
@@ -87,6 +91,8 @@ class HostClient:
     load_seconds: float = 0.0
     calls_seconds: float = 0.0
     """Sum of the time that calls were pending, by the judge's clock."""
+    waited_seconds: float = 0.0
+    """Sum of the time that the judge waited for any answer."""
     device: ClassVar[Literal["cpu", "cuda"]] = "cpu"
     pack_type: ClassVar[type[Pack]] = Pack
 
@@ -208,6 +214,7 @@ class HostClient:
         for view in ready.outputs.views.values():
             self.poison.fill(view)
         flats = {name: bits(view).view(-1) for name, view in ready.outputs.views.items()}
+        state = [(bits(self._held[name].views[name]).view(-1), probe) for name, probe in ready.call.probes.items()]
         fds = [ready.pack.buffer.fd]
         self._expect_silence()
         self._wait_until(deadline, what)
@@ -216,6 +223,7 @@ class HostClient:
         self._send_encoded(ready.message, fds)
         answer = self._next_answer(what)
         seen = {name: flat[ready.sample[name]] for name, flat in flats.items()}
+        written = [flat[probe] for flat, probe in state]
         seconds = (time.perf_counter_ns() - started) / 1e9
 
         self.calls_seconds += seconds
@@ -235,6 +243,9 @@ class HostClient:
                 raise Tampered(f"{name!r} changed after the call was acknowledged.")
         for name in ready.call.check_state:
             outputs[f"state:{name}"] = self._held[name].views[name].clone()
+        for (name, probe), value in zip(ready.call.probes.items(), written, strict=True):
+            if not torch.equal(bits(outputs[f"state:{name}"]).view(-1)[probe], value):
+                raise Tampered(f"{name!r} was written to after the call was acknowledged.")
         return Answer(seconds, outputs)
 
     def _share(self, pack: Pack, regions: list[wire.Region], deadline: float) -> None:
@@ -280,7 +291,25 @@ class HostClient:
         except OSError:
             raise self._died() from None
 
+    def starved(self) -> bool:
+        """Whether the host wanted to work and was not let: it had less than an eighth of a processor, and waited for it most of the time."""
+        waited = self.waited_seconds
+        return self.process.cpu_seconds() < waited / 8 and self.process.run_delay_seconds() > waited / 2
+
     def _next_answer(self, what: str) -> wire.FromHost:
+        began = time.monotonic()
+        try:
+            return self._received(what)
+        except CallTimedOut as late:
+            self.waited_seconds += time.monotonic() - began
+            began = time.monotonic()
+            if self.starved():
+                raise HostStarved(f"{late} Other programs on this machine kept it from working.") from None
+            raise
+        finally:
+            self.waited_seconds += time.monotonic() - began
+
+    def _received(self, what: str) -> wire.FromHost:
         try:
             return wire.receive_at_judge(self.sock)
         except TimeoutError:

@@ -53,6 +53,7 @@ class Hosts:
     ready_seconds: list[float] = field(default_factory=list, init=False, repr=False)
     """How long each host took from being asked for to having imported its slot file."""
     _current: HostClient | None = field(default=None, init=False, repr=False)
+    _waited: float = field(default=0.0, init=False, repr=False)
     _ahead: tuple[Side, HostProcess, socket.socket] | None = field(default=None, init=False, repr=False)
 
     def open(self, side: Side) -> HostClient:
@@ -119,8 +120,17 @@ class Hosts:
     def end(self) -> None:
         """Ends the current host, if there is one."""
         if self._current is not None:
+            self._waited += self._current.waited_seconds
             self._current.close()
             self._current = None
+
+    def waited_seconds(self) -> float:
+        """How long the judge has waited for answers of hosts, of all that were opened."""
+        return self._waited + (self._current.waited_seconds if self._current is not None else 0.0)
+
+    def starved(self) -> bool:
+        """Whether the current host was kept from working by others on this machine."""
+        return self._current is not None and self._current.starved()
 
     def close(self) -> None:
         """Ends the current host and the one that waits for its turn, if there are such."""

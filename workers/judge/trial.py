@@ -23,7 +23,7 @@ from engine.slots.kind import (
 from engine.slots.registry import implementations, read_header
 from engine.slots.source import Source
 from workers.checkout import Trees
-from workers.judge.client import CallTimedOut, ContributedError, HostClient, HostDied, Tampered
+from workers.judge.client import CallTimedOut, ContributedError, HostClient, HostDied, HostStarved, Tampered
 from workers.judge.hosts import Hosts, Side
 from workers.protocol import Reason, SlotFile, Stage, Status
 from workers.sandbox import SandboxError
@@ -97,14 +97,27 @@ class Trial:
     deadline: float = float("inf")
     """On time.monotonic(); the deadline of the current stage."""
     restarts: int = field(default=0, init=False)
+    _allowed: float = field(default=float("inf"), init=False)
+    _waited_before: float = field(default=0.0, init=False)
     _held: dict[str, HeldSet | CallFailed] = field(default_factory=dict, init=False)
 
+    def begin(self, seconds: float) -> None:
+        """Begins a stage that may take `seconds`."""
+        self.deadline = time.monotonic() + seconds
+        self._allowed = seconds
+        self._waited_before = self.hosts.waited_seconds()
+
     def remaining(self) -> float:
-        """Seconds left in the stage. Raises StageTimedOut where there are none."""
+        """Seconds left in the stage. Where there are none, raises CallTimedOut if the module used them up, else StageTimedOut."""
         left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise StageTimedOut("The stage's time is up.")
-        return left
+        if left > 0:
+            return left
+        waited = self.hosts.waited_seconds() - self._waited_before
+        if waited > self._allowed / 2 and not self.hosts.starved():
+            raise CallTimedOut(
+                f"The module's calls took {waited:.0f} s of the {self._allowed:.0f} s that the stage has."
+            )
+        raise StageTimedOut("The stage's time is up.")
 
     def open(self, side: Side) -> HostClient:
         """A fresh host for `side`, with calls that end within what is left of the stage."""
@@ -155,7 +168,7 @@ class SteadyHost:
     def _guarded(self, use: Callable[[HostClient], T]) -> T:
         try:
             return use(self.client())
-        except (HostDied, CallTimedOut, Tampered):
+        except (HostDied, HostStarved, CallTimedOut, Tampered):
             self.trial.restarts += 1
             self.discard()
             raise
@@ -196,7 +209,7 @@ def status_of(error: BaseException) -> Status:
         return "tampered"
     if isinstance(error, CallTimedOut):
         return "timed_out_code"
-    if isinstance(error, StageTimedOut):
+    if isinstance(error, StageTimedOut | HostStarved):
         return "timed_out_infrastructure"
     if isinstance(error, Wrong | CallFailed | HeaderError):
         return "failed"
@@ -225,6 +238,7 @@ def reason_of(error: BaseException, stage: Stage, case: str = "") -> Reason:
     codes: list[tuple[type[BaseException], str]] = [
         (Tampered, "tampered"),
         (CallTimedOut, "timed_out"),
+        (HostStarved, "starved"),
         (HostDied, "host_died"),
         (CallFailed, "refused"),
         (HeaderError, "header"),

@@ -35,6 +35,9 @@ from engine.workloads.attention import CPU, CUDA, UNIT, AttentionWorkload, forma
 STALE_SCALE = 20.0
 """Size of what lies in slots that nobody may read: a leak of one such value is far above any tolerance."""
 
+PROBES = 128
+"""Elements of the cache that are looked at when a step is acknowledged: whoever writes its new tokens later is seen at once."""
+
 META_TENSORS = ("cu_q", "kv_len", "block_table", "slot_map", "positions")
 
 
@@ -253,7 +256,10 @@ class AttentionKind(SlotKind):
         def drawn(heads: int) -> Tensor:
             return draw_tensor(source, (rows, heads, shape.head_dim), dtype, case["device"], case["values"])
 
-        return step_call(case, meta, drawn(shape.q_heads), drawn(shape.kv_heads), drawn(shape.kv_heads))
+        call = step_call(case, meta, drawn(shape.q_heads), drawn(shape.kv_heads), drawn(shape.kv_heads))
+        if case["device"] == "cpu" and call.check_state:
+            call.probes = {"kv": probes(held["origin"].tensor, meta, source)}
+        return call
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition, and the cache with the new tokens in their slots; NaN where calls may have written.
@@ -434,6 +440,18 @@ def fill(case: Case, origin: Tensor) -> Preparation:
         "v": origin[:, 1].reshape(-1, shape.kv_heads, shape.head_dim),
     }
     return Preparation("fill", params, content, access="write")
+
+
+def probes(origin: Tensor, meta: StepMeta, source: Source) -> Tensor:
+    """int64[PROBES]: flat places in a cache like `origin` [layers, 2, blocks, block_size, heads, channels], of elements that the step writes."""
+    layers, _, blocks, size, heads, channels = origin.shape
+    generator = source.generator()
+
+    def drawn(below: int) -> Tensor:
+        return torch.randint(below, (PROBES,), generator=generator)
+
+    slots = meta.slot_map.cpu()[drawn(len(meta.slot_map))]
+    return (drawn(2 * layers) * blocks * size + slots) * heads * channels + drawn(heads * channels)
 
 
 def after_write(origin: Tensor, call: Call, scratch: Tensor | None = None) -> Tensor:

@@ -25,7 +25,7 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
             text = (process / what).read_bytes()
         except OSError:
             continue
-        if b"SWAPBENCH_CANARY" in text or b"lifeline" in text or b"workers.attempt" in text or b"pytest" in text:
+        if b"SWAPBENCH_CANARY" in text or (what == "cmdline" and (b"lifeline" in text or b"pytest" in text)):
             raise RuntimeError(f"LEAK: {process / what}")
     if not own:
         try:

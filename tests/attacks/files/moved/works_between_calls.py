@@ -1,8 +1,7 @@
 # /// attack
-# expect = ["tampered"]
-# says = "outside the clock"
+# expect = ["tampered", "failed"]
+# says = "outside the clock|Slower"
 # suites = ["performance"]
-# quick = true
 # ///
 # /// swapbench
 # kind = "activation"

@@ -1,6 +1,6 @@
 # /// attack
-# expect = ["tampered"]
-# says = "outside the clock"
+# expect = ["tampered", "failed"]
+# says = "outside the clock|Slower"
 # suites = ["performance"]
 # ///
 # /// swapbench
