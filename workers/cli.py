@@ -1,4 +1,4 @@
-"""`swapbench check | attempt | worker | doctor`: what contributors and operators run."""
+"""`swapbench check | attempt | worker | calibrate | profile | doctor`: what contributors and operators run."""
 
 import argparse
 import os
@@ -46,12 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worker = commands.add_parser("worker", help="start the Celery worker of one accelerator")
     worker.add_argument("--accelerator", type=int, default=0, help="number of the accelerator (default: 0)")
     worker.add_argument("--machine-class", help="queue to take jobs from (default: what this machine is)")
+    calibrate = commands.add_parser("calibrate", help="learn what this machine can tell apart", add_help=False)
+    calibrate.add_argument("rest", nargs=argparse.REMAINDER)
     commands.add_parser("doctor", help="say what this machine has and lacks, and how to mend it")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["attempt"]:
         from workers.attempt import main as make
 
         return make(given[1:])
+    if given[:1] == ["calibrate"]:
+        from workers.calibrate import main as learn
+
+        return learn(given[1:])
     options = parser.parse_args(given)
     console = Console(stderr=False)
     try:

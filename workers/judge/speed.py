@@ -3,13 +3,17 @@
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import msgspec
+
 from engine.slots.kind import CallFailed
+from workers.judge import calibration
+from workers.judge.calibration import SlotCalibration
 from workers.judge.trial import StageTimedOut, Trial, Wrong, reason_of, status_of
 from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed, Status
 from workers.sandbox import SandboxError
@@ -19,12 +23,19 @@ from workers.suites.session import SuiteResult, run_suite
 
 Phase = Literal["stop", "confirm"]
 
+RULE_ARTIFACT = "rule.json"
+"""The rule as it was fixed before the first pair: without it nobody could decide again from the pairs."""
+
 # What a machine class can resolve with 24 pairs: the largest difference that "no difference" may leave possible.
 EQUIVALENCE = {"cpu": 0.05, "cuda": 0.02}
 
 
 class UnfitMachine(Exception):
     """The accelerator is shared or held down, so that nothing measured on it says anything; `str(error)` says how it shows."""
+
+
+class MeasuringFailed(Exception):
+    """A pair could not be measured; `str(error)` says why."""
 
 
 class BudgetEnded(Exception):
@@ -41,13 +52,21 @@ class SpeedResult:
     artifacts: dict[str, str] = field(default_factory=dict)
 
 
-def rule_for(policy: Policy, device: str) -> Rule:
-    """The rule of one attempt, fixed before its first pair."""
-    return Rule(
+def rule_for(policy: Policy, device: str, slot: SlotCalibration | None = None) -> Rule:
+    """The rule of one attempt, fixed before its first pair; with floors, bias and resolution of the machine class where they are known."""
+    rule = Rule(
         alpha=policy.alpha,
         looks=looks_within(policy.max_pairs),
         relevance=policy.relevance,
         equivalence=EQUIVALENCE[device],
+    )
+    if slot is None:
+        return rule
+    return msgspec.structs.replace(
+        rule,
+        equivalence=calibration.equivalence(slot),
+        bias=calibration.bias(slot),
+        floors=calibration.floors(slot),
     )
 
 
@@ -56,6 +75,7 @@ class _Stage:
     trial: Trial
     course: Course
     policy: Policy
+    rule: Rule = field(default_factory=Rule)
     records: list[PairRecord] = field(default_factory=list)
     benchmarks: list[dict[str, Any]] = field(default_factory=list)
     repeats: int = 0
@@ -133,11 +153,13 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
     stage = _Stage(trial, course, policy)
     try:
         course.set_up()
-        decision = _decide(stage, rule_for(policy, trial.environment.device))
-        return _report(stage, decision)
+        where = trial.environment
+        known = calibration.slot_of(where.machine_class, trial.subject.kind.name)
+        stage.rule = rule_for(policy, where.device, known)
+        return _report(stage, _decide(stage, stage.rule))
     except _Stopped:
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
-    except UnfitMachine as error:
+    except (UnfitMachine, calibration.CalibrationError) as error:
         stage.result.statuses.append("invalid_environment")
         stage.result.reasons.append(
             Reason(
@@ -150,6 +172,24 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
         stage.result.statuses.append(status)
         stage.result.reasons.append(reason_of(error, "performance"))
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
+    finally:
+        course.close()
+        trial.hosts.close()
+
+
+def measure_pairs(trial: Trial, policy: Policy, count: int) -> Iterator[PairRecord]:
+    """`count` pairs of the trial's subject and its base, measured as an attempt does, with no rule that ends it.
+
+    Raises what the stage's faults raise, and MeasuringFailed where a pair failed.
+    """
+    course = Course(trial, {"base": trial.subject.base, "head": trial.subject.head})
+    stage = _Stage(trial, course, policy)
+    try:
+        course.set_up()
+        for number in range(count):
+            yield stage.pair("stop", "", number, count)
+    except _Stopped:
+        raise MeasuringFailed("; ".join(reason.sentence for reason in stage.result.reasons)) from None
     finally:
         course.close()
         trial.hosts.close()
@@ -244,4 +284,4 @@ def _artifacts(stage: _Stage) -> dict[str, str]:
     text = json.dumps(
         {"machine_info": {}, "commit_info": {}, "benchmarks": stage.benchmarks, "version": "pytest-benchmark"}
     )
-    return {"benchmark.json": text}
+    return {"benchmark.json": text, RULE_ARTIFACT: msgspec.json.encode(stage.rule).decode()}

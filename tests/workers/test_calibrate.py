@@ -1,0 +1,161 @@
+"""Calibration: a bank that survives being killed, what is learned from it, and how the rule of an attempt uses that within bounds."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from engine.slots.registry import load_file
+from workers import calibrate
+from workers.calibrate import Bank, BankedAttempt, BankedPair, learn, slowed, workspace
+from workers.judge import calibration
+from workers.judge.speed import rule_for
+from workers.protocol import PairRecord, Policy
+from workers.statistics import LogRatios
+from workers.statistics.simulation import ACCELERATOR, BUSY_CORES, Noise
+
+CASES = ("case-1", "case-2", "case-3")
+
+
+def pair(logs: LogRatios, number: int) -> PairRecord:
+    head = {case: float(np.exp(-value)) for case, value in zip(logs.cases, logs.values[number], strict=True)}
+    return PairRecord(number, "AB", "stop", dict.fromkeys(logs.cases, 1.0), head)
+
+
+def banked(bank: Bank, noise: Noise, pairs: int, planted: float = 0.0) -> None:
+    (logs,) = noise.attempts(np.random.default_rng(7), 1, pairs, len(CASES), planted)
+    for number in range(pairs):
+        bank.add(BankedPair("normalization", "plain", planted, pair(logs, number), 3.0, "cpu-test", "v", 0.0))
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Bank:
+    return Bank(tmp_path / "some" / "bank.jsonl")
+
+
+def test_a_quiet_machine_is_learned_from_its_bank(bank: Bank) -> None:
+    banked(bank, ACCELERATOR, 60)
+    banked(bank, ACCELERATOR, 32, planted=0.05)
+    bank.add(BankedAttempt("normalization", "plain", "passed", "no_difference", 200.0, "cpu-test", "v", 0.0))
+    found = learn(bank, "cpu-test", "normalization", (0.05, 0.02), "cpu", 200)
+    assert found.pairs == 60
+    assert set(found.cases) == set(CASES)
+    assert found.bias.low < 0 < found.bias.high or abs(found.bias.gain) < 0.003
+    assert found.spread < 0.02
+    assert found.false_gates.hits <= 4
+    assert found.effect_at_90 is not None
+    assert found.effect_at_90 < 0.03
+    (planted,) = found.planted
+    assert planted.share == 0.05
+    assert planted.measured.low < 0.05 < planted.measured.high
+    assert planted.gates.rate > 0.9
+    assert planted.slower.rate > 0.9
+    assert found.attempts is not None
+    assert found.attempts.decisions == {"passed, no_difference": 1}
+
+
+def test_noise_makes_floors_and_resolution_wider(bank: Bank, tmp_path: Path) -> None:
+    banked(bank, ACCELERATOR, 40)
+    other = Bank(tmp_path / "busy.jsonl")
+    banked(other, BUSY_CORES, 40)
+    quiet = learn(bank, "cpu-test", "normalization", (), "cpu", 50)
+    busy = learn(other, "cpu-test", "normalization", (), "cpu", 50)
+    assert busy.equivalence > 2 * quiet.equivalence
+    assert all(busy.cases[case].floor > quiet.cases[case].floor for case in CASES)
+
+
+def test_too_small_a_bank_is_refused_with_a_sentence(bank: Bank) -> None:
+    banked(bank, ACCELERATOR, 5)
+    with pytest.raises(calibrate.CalibrationFailed, match="has 5 pairs of normalization on cpu-test; at least 12"):
+        learn(bank, "cpu-test", "normalization", (), "cpu", 50)
+
+
+def test_a_line_that_was_half_written_is_left_out(bank: Bank) -> None:
+    banked(bank, ACCELERATOR, 3)
+    with bank.path.open("ab") as file:
+        file.write(b'{"type":"pair","slot":"normal')
+    assert len(bank.pairs("cpu-test", "normalization")) == 3
+
+
+def test_pairs_over_other_cases_are_not_mixed_in(bank: Bank) -> None:
+    old = PairRecord(0, "AB", "stop", {"gone": 1.0}, {"gone": 1.0})
+    bank.add(BankedPair("normalization", "plain", 0.0, old, 3.0, "cpu-test", "v0", 0.0))
+    banked(bank, ACCELERATOR, 3)
+    assert len(bank.pairs("cpu-test", "normalization")) == 3
+    assert not bank.pairs("cpu-other", "normalization")
+
+
+def written(folder: Path, bank: Bank) -> calibration.SlotCalibration:
+    slot = learn(bank, "cpu-test", "normalization", (), "cpu", 50)
+    calibrate.write(calibration.Calibration("cpu-test", "2026-01-02", {"cores": 2.0}, {"normalization": slot}), folder)
+    return slot
+
+
+def test_what_is_written_is_what_the_rule_reads(bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
+    assert calibration.slot_of("cpu-test", "normalization") is None
+    banked(bank, ACCELERATOR, 40)
+    slot = written(tmp_path, bank)
+    read = calibration.slot_of("cpu-test", "normalization")
+    assert read == slot
+    assert calibration.slot_of("cpu-test", "attention") is None
+    rule = rule_for(Policy(alpha=0.01), "cpu", read)
+    assert rule.alpha == 0.01
+    assert set(rule.floors) == set(CASES)
+    assert rule.equivalence < rule_for(Policy(), "cpu").equivalence
+    text = (tmp_path / "cpu-test.md").read_text()
+    assert "| normalization | 40 |" in text
+    assert "| case-1 |" in text
+
+
+def test_no_calibration_makes_the_judge_blind(bank: Bank) -> None:
+    banked(bank, ACCELERATOR, 40)
+    slot = learn(bank, "cpu-test", "normalization", (), "cpu", 50)
+    wild = {name: msgspec.structs.replace(case, floor=0.9) for name, case in slot.cases.items()}
+    bias = msgspec.structs.replace(slot.bias, gain=0.5, low=0.4, high=0.6)
+    rule = rule_for(Policy(), "cpu", msgspec.structs.replace(slot, cases=wild, bias=bias, equivalence=0.9))
+    assert set(rule.floors.values()) == {calibration.MAX_FLOOR}
+    assert rule.bias == calibration.MAX_BIAS
+    assert rule.equivalence == calibration.MAX_EQUIVALENCE
+
+
+def test_a_broken_calibration_is_an_error_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
+    (tmp_path / "cpu-test.json").write_text("{}")
+    with pytest.raises(calibration.CalibrationError, match=r"cpu-test\.json cannot be used"):
+        calibration.read("cpu-test")
+
+
+@pytest.mark.parametrize("slot", sorted(calibrate.SPINNING))
+def test_a_slowed_copy_is_a_slot_file_that_spins(slot: str, tmp_path: Path) -> None:
+    with workspace() as made:
+        path = made.default(slot)
+        tree = made.tree(path, slowed((made.repository / path).read_text(), slot, 0.05))
+        header, implementation = load_file(tree / path)
+    assert header.kind == slot
+    assert getattr(implementation, calibrate.SPINNING[slot]).__name__ == "spinning"
+
+
+class Silent(calibrate.Tell):
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def total(self, count: int) -> None:
+        pass
+
+    def done(self, count: int) -> None:
+        self.counts.append(count)
+
+
+@pytest.mark.slow  # Measures a real pair, up to three times where the machine is busy.
+def test_pairs_are_measured_in_the_sandbox_and_gone_on_with(bank: Bank) -> None:
+    first, again = Silent(), Silent()
+    with workspace() as made:
+        calibrate.bank_pairs(made, bank, "activation", 0.0, 1, first)
+        calibrate.bank_pairs(made, bank, "activation", 0.0, 1, again)
+    (entry,) = [entry for entry in bank if isinstance(entry, BankedPair)]
+    assert entry.slot == "activation"
+    assert all(seconds > 0 for side in (entry.pair.base, entry.pair.head) for seconds in side.values())
+    assert first.counts == [0, 1, 1]
+    assert again.counts == [1]

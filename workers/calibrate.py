@@ -1,0 +1,570 @@
+"""`swapbench calibrate`: learns what this machine class can tell apart, from pairs in which both sides are the same code.
+
+Three things go into a bank, a file of JSON lines that later runs add to: A/A pairs of a slot's default against itself, measured
+as an attempt measures them; pairs of it against a copy that was slowed on purpose; and whole attempts whose head differs from
+base by a comment. From the bank comes calibration/MACHINE-CLASS.json, which the rule of every later attempt reads.
+"""
+
+import argparse
+import ast
+import os
+import secrets
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from engine.slots.header import FOLDERS
+from engine.slots.kind import kind_named
+from engine.slots.registry import implementations
+from engine.slots.source import Source
+from workers.attempt import make_attempt
+from workers.checkout import Trees
+from workers.judge import calibration, machine
+from workers.judge.calibration import Calibration, CaseCalibration, Planted, SlotCalibration, WholeAttempts
+from workers.judge.hosts import Hosts
+from workers.judge.speed import MeasuringFailed, UnfitMachine, measure_pairs, rule_for
+from workers.judge.trial import Subject, Trial, subject
+from workers.protocol import Job, PairRecord, Policy, SlotFile
+from workers.sandbox import best_level
+from workers.statistics import (
+    LogRatios,
+    Rule,
+    detectable_effect,
+    estimate,
+    false_gate_rate,
+    floor_from_aa,
+    loss_power,
+    percent,
+)
+from workers.suites.version import ROOT, suite_version
+
+PAIRS_PER_ATTEMPT = 32
+"""Pairs that are measured under one seed, as one attempt at most would."""
+PAIR_SECONDS_AT_MOST = 180.0
+FOR_A_FLOOR = 12
+SPINNING = {"attention": "forward", "quantization": "linear", "normalization": "forward", "activation": "forward"}
+"""The method of a kind that a slowed copy spins in."""
+
+
+class CalibrationFailed(Exception):
+    """Something stood in the way; `str(error)` says what, and what to do."""
+
+
+class BankedPair(msgspec.Struct, frozen=True, tag="pair"):
+    """One pair. `planted` is the share of its own time that base spins; 0 where both sides are the same code."""
+
+    slot: str
+    implementation: str
+    planted: float
+    pair: PairRecord
+    seconds: float
+    machine_class: str
+    suite_version: str
+    at: float
+
+
+class BankedAttempt(msgspec.Struct, frozen=True, tag="attempt"):
+    """One whole attempt on identical code."""
+
+    slot: str
+    implementation: str
+    status: str
+    decision: str
+    seconds: float
+    machine_class: str
+    suite_version: str
+    at: float
+
+
+Banked = BankedPair | BankedAttempt
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A file of JSON lines. A line that a killed run left half written is left out."""
+
+    path: Path
+
+    def add(self, entry: Banked) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(msgspec.json.encode(entry) + b"\n")
+
+    def __iter__(self) -> Iterator[Banked]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    yield msgspec.json.decode(line, type=Banked)
+                except msgspec.MsgspecError:
+                    continue
+
+    def pairs(self, machine_class: str, slot: str, planted: float = 0.0) -> list[BankedPair]:
+        """The pairs of one slot whose cases are those of the latest one, in the order in which they were measured."""
+        found = [
+            entry
+            for entry in self
+            if isinstance(entry, BankedPair)
+            and (entry.machine_class, entry.slot, entry.planted) == (machine_class, slot, planted)
+        ]
+        return [entry for entry in found if set(entry.pair.base) == set(found[-1].pair.base)]
+
+    def attempts(self, machine_class: str, slot: str) -> list[BankedAttempt]:
+        """The whole attempts of one slot."""
+        return [
+            entry
+            for entry in self
+            if isinstance(entry, BankedAttempt) and (entry.machine_class, entry.slot) == (machine_class, slot)
+        ]
+
+
+# -- what is measured -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A repository of the engine as it lies here, with a tree for a host, below a temporary folder."""
+
+    folder: Path
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / "repository"
+
+    def default(self, slot: str) -> str:
+        """The path of the slot's default implementation."""
+        files = implementations(self.repository / "engine", slot)
+        return str(files[kind_named(slot).default].relative_to(self.repository))
+
+    def tree(self, path: str, source: str | None = None) -> Path:
+        """A copy of the engine, with `source` in place of one file."""
+        # A host can read the folder's name, so it says nothing (see workers.checkout).
+        tree = self.folder / secrets.token_hex(8)
+        shutil.copytree(self.repository / "engine", tree / "engine")
+        if source is not None:
+            (tree / path).write_text(source)
+        return tree
+
+    def commit(self, message: str) -> str:
+        """The SHA of a commit of all that lies in the repository."""
+        self._git("add", "--all")
+        self._git("commit", "--quiet", "--allow-empty", "--message", message)
+        return self._git("rev-parse", "HEAD")
+
+    def _git(self, *arguments: str) -> str:
+        person = {
+            f"GIT_{who}_{what}": value
+            for who in ("AUTHOR", "COMMITTER")
+            for what, value in (("NAME", "swapbench calibrate"), ("EMAIL", "calibrate@localhost"))
+        }
+        quiet = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+        done = subprocess.run(
+            ["git", "-C", str(self.repository), *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | person | quiet,
+            check=False,
+        )
+        if done.returncode:
+            raise CalibrationFailed(f"git {arguments[0]} failed: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+
+@contextmanager
+def workspace() -> Iterator[Workspace]:
+    """A workspace that is removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="swapbench-"))
+    # The unprivileged user of a host must be able to enter what is bound for it.
+    folder.chmod(0o755)
+    try:
+        made = Workspace(folder)
+        leave = shutil.ignore_patterns("__pycache__", "checkpoints", "*.partial")
+        shutil.copytree(ROOT / "engine", made.repository / "engine", ignore=leave)
+        made._git("init", "--quiet", "--initial-branch=main")
+        yield made
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def slowed(source: str, slot: str, share: float) -> str:
+    """The slot file with a registered class that, after each call, spins for `share` of the time that the call took.
+
+    Raises CalibrationFailed where the file registers no class.
+    """
+    method = SPINNING.get(slot)
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.decorator_list]
+    if method is None or not classes:
+        raise CalibrationFailed(f"A {slot} cannot be slowed: it registers no class with a method to spin in.")
+    name = classes[-1].name
+    return f"""{source}
+
+def _slowed(method, share={share!r}):
+    import time
+
+    def spinning(*arguments, **keywords):
+        began = time.perf_counter()
+        result = method(*arguments, **keywords)
+        end = time.perf_counter() + (time.perf_counter() - began) * share
+        while time.perf_counter() < end:
+            pass
+        return result
+
+    return spinning
+
+
+{name}.{method} = _slowed({name}.{method})
+"""
+
+
+def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: int, tell: "Tell") -> None:
+    """Measures pairs until the bank has `wanted` of them."""
+    where = machine.environment()
+    path = made.default(slot)
+    source = (made.repository / path).read_text()
+    base = made.tree(path, slowed(source, slot, planted) if planted else None)
+    trees = Trees(base, made.tree(path))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - where.threads))
+    judged = subject(SlotFile(path, slot, "modified"), trees)  # type: ignore[arg-type]
+    tell.total(wanted)
+    while (have := len(bank.pairs(where.machine_class, slot, planted))) < wanted:
+        tell.done(have)
+        for record, seconds in _some_pairs(judged, min(PAIRS_PER_ATTEMPT, wanted - have)):
+            entry = BankedPair(
+                slot, judged.header.name, planted, record, seconds, where.machine_class, suite_version(), time.time()
+            )
+            bank.add(entry)
+            have += 1
+            tell.done(have)
+    tell.done(wanted)
+
+
+def _some_pairs(judged: Subject, count: int) -> Iterator[tuple[PairRecord, float]]:
+    where = machine.environment()
+    hosts = Hosts(best_level(), where.threads, device=where.device)
+    trial = Trial(judged, hosts, Source(os.urandom(32)), where, lambda *_: None)
+    trial.deadline = time.monotonic() + PAIR_SECONDS_AT_MOST * (count + 1)
+    try:
+        pairs = measure_pairs(trial, Policy(), count)
+        began = time.monotonic()
+        for record in pairs:
+            # The samples would make a long bank large, and only medians decide.
+            slim = msgspec.structs.replace(record, base_samples={}, head_samples={})
+            yield slim, time.monotonic() - began
+            began = time.monotonic()
+    finally:
+        hosts.close()
+
+
+def bank_attempts(made: Workspace, bank: Bank, slot: str, wanted: int, tell: "Tell") -> None:
+    """Makes whole attempts on identical code until the bank has `wanted` of them."""
+    where = machine.environment()
+    path = made.default(slot)
+    file = made.repository / path
+    source = file.read_text()
+    tell.total(wanted)
+    have = len(bank.attempts(where.machine_class, slot))
+    tell.done(have)
+    while have < wanted:
+        base = made.commit("Base")
+        file.write_text(f"{source}# Nothing else differs ({secrets.token_hex(4)}).\n")
+        head = made.commit("Head")
+        file.write_text(source)
+        job = Job(
+            attempt=f"calibrate-{secrets.token_hex(4)}",
+            token=secrets.token_hex(32),
+            repository=str(made.repository),
+            base_sha=base,
+            head_sha=head,
+            head_ref="HEAD",
+            files=(SlotFile(path, slot, "modified"),),  # type: ignore[arg-type]
+            machine_class=where.machine_class,
+        )
+        began = time.monotonic()
+        outcome = make_attempt(job, lambda _: None, made.repository / ".git")
+        seconds = time.monotonic() - began
+        decision = outcome.implementations[0].speed if outcome.implementations else "not_measured"
+        name = outcome.implementations[0].name if outcome.implementations else ""
+        bank.add(
+            BankedAttempt(
+                slot, name, outcome.status, decision, seconds, where.machine_class, suite_version(), time.time()
+            )
+        )
+        have += 1
+        tell.done(have)
+
+
+# -- what is learned --------------------------------------------------------------------------------------------------
+
+
+def learn(
+    bank: Bank, machine_class: str, slot: str, plants: Sequence[float], device: Literal["cpu", "cuda"], resamples: int
+) -> SlotCalibration:
+    """What the bank says of a slot. Raises CalibrationFailed where it holds too few pairs."""
+    entries = bank.pairs(machine_class, slot)
+    if len(entries) < FOR_A_FLOOR:
+        raise CalibrationFailed(
+            f"The bank has {len(entries)} pairs of {slot} on {machine_class}; at least {FOR_A_FLOOR} are needed."
+        )
+    logs = LogRatios.of([entry.pair for entry in entries])
+    cases = {
+        name: CaseCalibration(found.floor, found.bias, found.spread) for name, found in floor_from_aa(logs).items()
+    }
+    gate = logs.gate
+    found = SlotCalibration(
+        implementation=entries[-1].implementation,
+        pairs=len(entries),
+        repeated=sum(len(entry.pair.repeated) for entry in entries),
+        cases=cases,
+        bias=estimate(gate),
+        spread=1.4826 * float(np.median(np.abs(gate - np.median(gate)))),
+        equivalence=_resolved(logs),
+        false_gates=false_gate_rate(Rule(), logs, 1),
+        effect_at_90=None,
+        seconds_per_pair=statistics.median(entry.seconds for entry in entries),
+        attempts=_summary(bank.attempts(machine_class, slot)),
+    )
+    rule = rule_for(Policy(), device, found)
+    return msgspec.structs.replace(
+        found,
+        false_gates=false_gate_rate(rule, logs, resamples),
+        effect_at_90=detectable_effect(rule, logs, attempts=max(50, resamples // 8)),
+        planted=[
+            _planted(rule, share, bank.pairs(machine_class, slot, share), max(50, resamples // 4))
+            for share in plants
+            if len(bank.pairs(machine_class, slot, share)) >= rule.looks[0]
+        ],
+    )
+
+
+def _resolved(logs: LogRatios, pairs: int = 24, draws: int = 200) -> float:
+    """The largest difference that an interval of 24 pairs of identical code leaves possible, in nine of ten such attempts."""
+    rng = np.random.default_rng(0)
+    gate = logs.gate
+    largest = [
+        estimate(gate[(start + np.arange(pairs)) % len(gate)]).largest for start in rng.integers(0, len(gate), draws)
+    ]
+    return float(np.quantile(largest, 0.9))
+
+
+def _planted(rule: Rule, share: float, entries: list[BankedPair], resamples: int) -> Planted:
+    logs = LogRatios.of([entry.pair for entry in entries])
+    turned = LogRatios(logs.cases, -logs.values)
+    return Planted(
+        share=share,
+        pairs=len(entries),
+        measured=estimate(logs.gate),
+        gates=false_gate_rate(rule, logs, resamples),
+        slower=loss_power(rule, turned, 0.0, resamples),
+    )
+
+
+def _summary(attempts: list[BankedAttempt]) -> WholeAttempts | None:
+    if not attempts:
+        return None
+    return WholeAttempts(
+        total=len(attempts),
+        gated=sum(entry.decision == "faster" for entry in attempts),
+        failed=sum(entry.status not in ("passed", "inconclusive") for entry in attempts),
+        decisions=dict(Counter(f"{entry.status}, {entry.decision}" for entry in attempts)),
+        median_seconds=statistics.median(entry.seconds for entry in attempts),
+    )
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+
+class Tell:
+    """One line of progress."""
+
+    def __init__(self, progress: Progress, sentence: str) -> None:
+        self.progress = progress
+        self.task = progress.add_task(sentence, total=None)
+
+    def total(self, count: int) -> None:
+        self.progress.update(self.task, total=count)
+
+    def done(self, count: int) -> None:
+        self.progress.update(self.task, completed=count)
+
+
+def markdown(found: Calibration) -> str:
+    """The calibration as tables for a person."""
+    facts = found.environment
+    what = facts.get("accelerator") or facts.get("processor", "")
+    lines = [
+        f"# {found.machine_class}",
+        "",
+        f"{what}, {facts.get('cores', 0):.0f} cores, torch {facts.get('torch')}, measured {found.measured_on}. "
+        "`swapbench calibrate` makes these tables; fractions are of speed, intervals 95 %.",
+        "",
+        "| slot | pairs | a pair's spread | bias | false gates (interval) | gates 90 % of | resolves | whole attempts | seconds a pair |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, slot in found.slots.items():
+        whole = slot.attempts
+        attempts = f"{whole.gated} of {whole.total} gated, {whole.failed} failed" if whole else "none"
+        effect = percent(slot.effect_at_90) if slot.effect_at_90 is not None else "beyond 50 %"
+        rate = slot.false_gates
+        lines.append(
+            f"| {name} | {slot.pairs} | {percent(slot.spread, 2)} | {slot.bias} | {percent(rate.rate, 2)} "
+            f"[{percent(rate.low, 2)}, {percent(rate.high, 2)}] of {rate.total} | {effect} | {percent(slot.equivalence)} | {attempts} "
+            f"| {slot.seconds_per_pair:.1f} |"
+        )
+    for name, slot in found.slots.items():
+        lines += ["", f"## {name}", "", "| case | floor | bias | spread |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"| {case} | {percent(item.floor)} | {item.bias} | {percent(item.spread, 2)} |"
+            for case, item in slot.cases.items()
+        ]
+        if slot.planted:
+            lines += [
+                "",
+                "| planted | pairs | measured | found faster | found slower |",
+                "| --- | --- | --- | --- | --- |",
+            ]
+            lines += [
+                f"| {percent(item.share)} | {item.pairs} | {item.measured} | {percent(item.gates.rate)} | {percent(item.slower.rate)} |"
+                for item in slot.planted
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def table(found: Calibration) -> Table:
+    """The calibration for a terminal."""
+    shown = Table(title=f"{found.machine_class}: what it can tell apart", title_justify="left")
+    for heading in ("slot", "pairs", "spread", "bias", "false gates", "gates 90 % of", "resolves", "s a pair"):
+        shown.add_column(heading, justify="left" if heading == "slot" else "right")
+    for name, slot in found.slots.items():
+        rate = slot.false_gates
+        shown.add_row(
+            name,
+            str(slot.pairs),
+            percent(slot.spread, 2),
+            str(slot.bias),
+            f"{percent(rate.rate, 2)} [{percent(rate.low, 2)}, {percent(rate.high, 2)}]",
+            percent(slot.effect_at_90) if slot.effect_at_90 is not None else "> 50 %",
+            percent(slot.equivalence),
+            f"{slot.seconds_per_pair:.1f}",
+        )
+    return shown
+
+
+def write(found: Calibration, folder: Path) -> Path:
+    """Writes MACHINE-CLASS.json and .md, keeping slots that the file already has; returns the JSON's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{found.machine_class}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    partial.replace(path)
+    path.with_suffix(".md").write_text(markdown(found))
+    return path
+
+
+def calibrate(
+    slots: Iterable[str],
+    bank: Bank,
+    folder: Path,
+    console: Console,
+    *,
+    pairs: int,
+    attempts: int,
+    plants: Sequence[float],
+    planted_pairs: int,
+    resamples: int,
+) -> Calibration:
+    """Fills the bank, learns from it and writes the calibration. What was measured stays where this is interrupted."""
+    where = machine.environment()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    before = calibration.read(where.machine_class) if folder == calibration.folder() else None
+    learned = dict(before.slots) if before is not None else {}
+    with workspace() as made, Progress(*columns, console=console) as progress:
+        for slot in slots:
+            bank_pairs(made, bank, slot, 0.0, pairs, Tell(progress, f"{slot}: pairs of the same code"))
+            for share in plants:
+                bank_pairs(
+                    made, bank, slot, share, planted_pairs, Tell(progress, f"{slot}: slowed by {percent(share)}")
+                )
+            if attempts:
+                bank_attempts(made, bank, slot, attempts, Tell(progress, f"{slot}: whole attempts"))
+            learned[slot] = learn(bank, where.machine_class, slot, plants, where.device, resamples)
+    found = Calibration(
+        where.machine_class, datetime.now(UTC).date().isoformat(), machine.facts(), dict(sorted(learned.items()))
+    )
+    write(found, folder)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command. Exit status 0: a calibration was written; 2: it could not be made."""
+    parser = argparse.ArgumentParser(prog="swapbench calibrate", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--slot", action="append", choices=sorted(SPINNING), help="only this slot; may be repeated")
+    parser.add_argument(
+        "--pairs", type=int, default=120, help="A/A pairs to have in the bank for each slot (default: 120)"
+    )
+    parser.add_argument("--attempts", type=int, default=8, help="whole attempts to have for each slot (default: 8)")
+    parser.add_argument(
+        "--plant",
+        action="append",
+        type=float,
+        metavar="SHARE",
+        help="slow one side by this share, e.g. 0.05; may be repeated",
+    )
+    parser.add_argument("--planted-pairs", type=int, default=32, help="pairs for each planted slow-down (default: 32)")
+    parser.add_argument("--resamples", type=int, default=2000, help="attempts resampled from the bank (default: 2000)")
+    parser.add_argument(
+        "--bank", type=Path, default=ROOT / "var" / "calibration.jsonl", help="file that pairs are added to"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=calibration.folder(), help="folder for the result (default: calibration/)"
+    )
+    options = parser.parse_args(arguments)
+    console = Console()
+    slots = options.slot or [name for name in FOLDERS if name in SPINNING]
+    try:
+        found = calibrate(
+            slots,
+            Bank(options.bank),
+            options.out,
+            console,
+            pairs=options.pairs,
+            attempts=options.attempts,
+            plants=tuple(options.plant or ()),
+            planted_pairs=options.planted_pairs,
+            resamples=options.resamples,
+        )
+    except (CalibrationFailed, MeasuringFailed, UnfitMachine, calibration.CalibrationError) as error:
+        console.print(f"swapbench calibrate: {error}", style="red", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. What was measured is in {options.bank}; the same command goes on from there.")
+        return 130
+    console.print(table(found))
+    console.print(f"Written to {options.out / found.machine_class}.json and .md")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,122 @@
+"""What a machine class has been found to tell apart, as `swapbench calibrate` wrote it and as the rule of an attempt uses it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from workers.statistics import Estimate, Rate
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MIN_FLOOR, MAX_FLOOR = 0.005, 0.10
+MIN_EQUIVALENCE, MAX_EQUIVALENCE = 0.01, 0.10
+MAX_BIAS = 0.01
+
+
+class CaseCalibration(msgspec.Struct, frozen=True):
+    """One case: the loss that identical code shows in one of twenty estimates, its bias with interval, a pair's standard deviation."""
+
+    floor: float
+    bias: Estimate
+    spread: float
+
+
+class Planted(msgspec.Struct, frozen=True):
+    """A slow-down put into one side on purpose: what was measured of it, and how often the rule finds it either way round."""
+
+    share: float
+    """Of its own time that the slowed side spins after each call."""
+    pairs: int
+    measured: Estimate
+    """Gain of the plain side over the slowed one."""
+    gates: Rate
+    """Confirmed gains, where the plain side is the head."""
+    slower: Rate
+    """Losses, where the slowed side is the head."""
+
+
+class WholeAttempts(msgspec.Struct, frozen=True):
+    """Attempts from job to outcome whose head differs from base by a comment."""
+
+    total: int
+    gated: int
+    failed: int
+    decisions: dict[str, int]
+    median_seconds: float
+
+
+class SlotCalibration(msgspec.Struct, frozen=True):
+    """What one slot's cases give on a machine class. Fractions; `equivalence` is what 24 pairs can resolve in nine of ten attempts."""
+
+    implementation: str
+    pairs: int
+    repeated: int
+    """Tries of these pairs that were thrown away as disturbed."""
+    cases: dict[str, CaseCalibration]
+    bias: Estimate
+    spread: float
+    equivalence: float
+    false_gates: Rate
+    effect_at_90: float | None
+    """The gain that the rule gates with 90 % power; None where it is beyond 50 %."""
+    seconds_per_pair: float
+    planted: list[Planted] = []
+    attempts: WholeAttempts | None = None
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """A machine class: its facts when it was calibrated, and its slots."""
+
+    machine_class: str
+    measured_on: str
+    """Date in UTC, ISO 8601."""
+    environment: dict[str, str | float]
+    slots: dict[str, SlotCalibration]
+
+
+class CalibrationError(Exception):
+    """A calibration file cannot be read; `str(error)` says which and why."""
+
+
+def folder() -> Path:
+    """Where calibrations lie: `SWAPBENCH_CALIBRATION`, else calibration/ beside the code."""
+    return Path(os.environ.get("SWAPBENCH_CALIBRATION") or ROOT / "calibration")
+
+
+def read(machine_class: str) -> Calibration | None:
+    """The calibration of a machine class; None where there is none. Raises CalibrationError for a file that is no calibration."""
+    path = folder() / f"{machine_class}.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CalibrationError(
+            f"{path} cannot be used: {error}. Mend it or make it anew by `swapbench calibrate`."
+        ) from None
+
+
+def slot_of(machine_class: str, kind: str) -> SlotCalibration | None:
+    """What is known of a slot on a machine class, if anything."""
+    found = read(machine_class)
+    return found.slots.get(kind) if found is not None else None
+
+
+def floors(slot: SlotCalibration, cases: Sequence[str] = ()) -> dict[str, float]:
+    """By case, the loss that a case may show. A file cannot make the judge blind, nor deaf to noise: bounded either way."""
+    return {
+        name: min(MAX_FLOOR, max(MIN_FLOOR, case.floor))
+        for name, case in slot.cases.items()
+        if not cases or name in cases
+    }
+
+
+def bias(slot: SlotCalibration) -> float:
+    """The gain that a gain is tested against: what identical code shows for sure, bounded; 0 where it may be none."""
+    return min(MAX_BIAS, slot.bias.gain) if slot.bias.low > 0 else 0.0
+
+
+def equivalence(slot: SlotCalibration) -> float:
+    """The largest difference that "no difference" may leave possible, bounded."""
+    return min(MAX_EQUIVALENCE, max(MIN_EQUIVALENCE, slot.equivalence))
