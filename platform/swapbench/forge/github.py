@@ -241,7 +241,7 @@ def _info(pull: GithubPullRequest) -> PullRequestInfo:
         author=user.login,
         # Logins are unique and checked by GitHub; an e-mail address in a commit is anybody's claim.
         author_email="",
-        trusted_author=pull.raw_data.get("author_association") in TRUSTED,
+        trusted_author=pull.author_association in TRUSTED,
         head_sha=pull.head.sha,
         head_ref=f"refs/pull/{pull.number}/head",
         base_ref=pull.base.ref,
