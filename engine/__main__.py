@@ -66,6 +66,9 @@ def run_generate(options: argparse.Namespace) -> int:
         max_len=options.max_len,
         compile=options.compile,
     )
+    if options.compile:
+        seconds = engine.warm_up((len(options.prompt),))
+        print(f"compiled in {seconds:.1f} s", file=sys.stderr)
     prompts: list[Any] = options.prompt
     if options.chat:
         if engine.tokenizer is None:

@@ -231,6 +231,17 @@ class Engine:
                 self._live.pop(each.run, None)
                 self.scheduler.finish(each.run)
 
+    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> float:
+        """Serves short requests at these batch sizes, so that what compiles and what is recorded is ready; the seconds it took.
+
+        Times of later requests of such sizes hold no compilation.
+        """
+        began = time.perf_counter()
+        for batch in batch_sizes:
+            prompts = [[(index + at) % self.model.config.vocab for at in range(8)] for index in range(batch)]
+            self.generate(prompts, max_tokens=min(self.ahead + 2, self.max_len - 8), ignore_eos=True)
+        return time.perf_counter() - began
+
     def _begin(self, index: int, request: Request) -> _Live:
         began = time.perf_counter()
         tokens = self._tokens(request.prompt)

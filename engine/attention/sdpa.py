@@ -6,7 +6,7 @@
 # dtypes = ["float32", "float16", "bfloat16"]
 # deterministic = true
 # trainable = true
-# summary = "PyTorch's scaled dot-product attention, one sequence after the other over its gathered pages."
+# summary = "PyTorch's scaled dot-product attention, one sequence after the other over its pages."
 # ///
 """The default attention: nothing but PyTorch's own kernels, on any device."""
 
@@ -26,17 +26,24 @@ class Sdpa(StandardKV):
         super().__init__(shape)
         self.new: list[int] = []
         self.total: list[int] = []
+        self.pages: list[slice | Tensor] = []
 
     def plan(self, meta: StepMeta) -> None:
-        """Reads the lengths back to the host, once for all layers."""
+        """Reads the lengths and the pages back to the host, once for all layers."""
         self.new = meta.cu_q.diff().tolist()
         self.total = meta.kv_len.tolist()
+        self.pages = []
+        for row, total in zip(meta.block_table, self.total, strict=True):
+            used = row[: -(-total // meta.block_size)]
+            pages = used.tolist()
+            # Pages in a row, which a fresh cache hands out, are read where they lie; others are gathered.
+            in_a_row = pages == list(range(pages[0], pages[0] + len(pages)))
+            self.pages.append(slice(pages[0], pages[0] + len(pages)) if in_a_row else used)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
         """Returns [T, q_heads, head_dim]."""
         outputs = []
-        for sequence, (queries, new, total) in enumerate(zip(q.split(self.new), self.new, self.total, strict=True)):
-            pages = meta.block_table[sequence, : -(-total // meta.block_size)]
+        for queries, new, total, pages in zip(q.split(self.new), self.new, self.total, self.pages, strict=True):
             keys, values = kv[:, pages].flatten(1, 2)[:, :total].transpose(1, 2)
             mask = None if new == 1 or new == total else self.mask(new, total, q.device)
             if self.shape.window is not None and total > self.shape.window:

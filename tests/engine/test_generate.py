@@ -398,6 +398,50 @@ def test_gradients_are_refused_where_a_slot_has_none() -> None:
         engine(slots={"normalization": "fused"}).differentiable_logits([text(4)])
 
 
+def test_mixed_quantization_is_data() -> None:
+    wide = small_model(hidden=64, q_heads=4, head_dim=16, intermediate=128, vocab=192)
+    patterns = {"layers.*.attn.qkv": "fp8", "layers.*.mlp.*": "int8", "layers.1.mlp.down": "int4", "embed": "int4"}
+    mixed = Engine(wide, slots={"quantization": patterns}, kv_tokens=512)
+    schemes = {linear.name: type(linear.scheme).__name__ for linear in mixed.model.linears()}
+    assert schemes == {
+        "embed": "Int4WeightOnly",
+        "layers.0.attn.qkv": "Fp8WeightOnly",
+        "layers.0.attn.o": "Dense",
+        "layers.0.mlp.gate_up": "Int8WeightOnly",
+        "layers.0.mlp.down": "Int8WeightOnly",
+        "layers.1.attn.qkv": "Fp8WeightOnly",
+        "layers.1.attn.o": "Dense",
+        "layers.1.mlp.gate_up": "Int8WeightOnly",
+        "layers.1.mlp.down": "Int4WeightOnly",
+        "head": "Dense",
+    }
+    plain = Engine(wide, kv_tokens=512)
+    assert mixed.model.nbytes() < 0.6 * plain.model.nbytes()
+    ours, theirs = mixed.logits([text(30)])[0], plain.logits([text(30)])[0]
+    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).min() > 0.95
+
+
+@pytest.mark.slow  # compiles C++ for half a minute
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch about torch
+def test_compiled_functions_compute_the_same_and_are_compiled_once_for_all_layers() -> None:
+    torch._dynamo.reset()
+    compiled = Engine(small_model(layers=4), compile=True, kv_tokens=512)
+    plain = Engine(small_model(layers=4), kv_tokens=512)
+    assert compiled.warm_up() > 0.5
+    torch._dynamo.utils.counters.clear()
+    for chunk in (None, 1):
+        for ours, theirs in zip(
+            compiled.logits([text(30), text(30, seed=1)], chunk),
+            plain.logits([text(30), text(30, seed=1)], chunk),
+            strict=True,
+        ):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8, "four functions, for two numbers of tokens"
+    torch._dynamo.utils.counters.clear()
+    assert compiled.generate([text(20)], max_tokens=8)[0].tokens == plain.generate([text(20)], max_tokens=8)[0].tokens
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+
+
 def test_an_adapter_binds_its_operators() -> None:
     class Counting:
         def __init__(self) -> None:
