@@ -118,6 +118,10 @@ class TestGroup:
         return sum(test.outcome == "passed" for test in self.tests)
 
     @property
+    def skipped(self) -> int:
+        return sum(test.outcome == "skipped" for test in self.tests)
+
+    @property
     def failed(self) -> int:
         return sum(test.outcome == "failed" for test in self.tests)
 
