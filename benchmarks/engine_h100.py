@@ -132,7 +132,7 @@ def check() -> dict[str, Any]:
     import torch
 
     from engine.generate import Engine, Request
-    from engine.loader import load_model, random_model
+    from engine.loader import Random, load_model
     from engine.models.config import ModelConfig
     from engine.sampler import Sampling
 
@@ -140,8 +140,9 @@ def check() -> dict[str, Any]:
     small = ModelConfig(
         vocab=499, hidden=256, layers=3, q_heads=8, kv_heads=2, head_dim=32, intermediate=512, context=1024
     )
-    plain = random_model(small, 0)
-    moved = moved_to(plain, "cuda")
+    source = Random(small, 0, torch.float32, torch.device("cpu"))
+    weights = {name: source.read(name) for name in source.names()}
+    plain, moved = load_model(small, weights), load_model(small, weights, device="cuda")
     requests = [
         Request(
             [(13 * i + 5 * n) % 499 for i in range(3 + 37 * n)],
@@ -167,30 +168,6 @@ def check() -> dict[str, Any]:
         fast.generate([[5, 6, 7]], max_tokens=20, ignore_eos=True)
         result["reference_model_tokens_per_s"] = 1 / fast.generate([[5, 6, 7]], 400, ignore_eos=True)[0].tpot
     return result
-
-
-def moved_to(model: Any, device: str) -> Any:
-    """The unpacked model on another device."""
-    from dataclasses import replace
-
-    from engine.models.transformer import Model
-
-    def linear(one: Any) -> Any:
-        return replace(one, packed={key: value.to(device) for key, value in one.packed.items()})
-
-    layers = [
-        replace(
-            layer,
-            attn_norm=layer.attn_norm.to(device),
-            mlp_norm=layer.mlp_norm.to(device),
-            qkv=linear(layer.qkv),
-            o=linear(layer.o),
-            gate_up=linear(layer.gate_up),
-            down=linear(layer.down),
-        )
-        for layer in model.layers
-    ]
-    return Model(model.config, linear(model.embed), layers, model.norm.to(device), linear(model.head))
 
 
 def prefill(length: int, rounds: int, **options: Any) -> dict[str, Any]:

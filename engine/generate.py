@@ -366,7 +366,8 @@ class Engine:
                 raise RequestError(f"A text has {run.limit:,} tokens; at most {room:,} fit this engine.")
         # A scheduler of its own, on the same pages, that admits a text only when all of it fits: nothing is preempted,
         # so no row is computed twice.
-        waiting, running = list(enumerate(runs))[::-1], []
+        waiting = list(enumerate(runs))[::-1]
+        running: list[tuple[int, Run]] = []
         try:
             while waiting or running:
                 while waiting and len(running) < self.scheduler.max_batch:

@@ -91,7 +91,7 @@ class Checkpoint:
         for path in _safetensors_files(folder):
             try:
                 # A file opens as a lazy map; tensors are read when asked for.
-                self.files[path.name] = handle = safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
+                self.files[path.name] = handle = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise LoadError(
                     f"{path} is not a valid safetensors file ({error}). Download or export it again."
@@ -124,9 +124,10 @@ class Checkpoint:
 
     def _get(self, name: str) -> Tensor:
         try:
-            return self.files[self.where[name]].get_tensor(name)  # type: ignore[no-any-return]
+            tensor: Tensor = self.files[self.where[name]].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise LoadError(f"The tensor {name!r} in {self.where[name]} cannot be read: {error}.") from None
+        return tensor
 
 
 def load_model(
@@ -149,10 +150,11 @@ def load_model(
     if isinstance(path, ModelConfig):
         if weights is None:
             raise LoadError("A configuration alone has no weights; pass weights={name: tensor}, or use random_model().")
-        config, source, stored = path, InMemory(weights), next(iter(weights.values())).dtype
+        config, stored = path, next(iter(weights.values())).dtype
+        source: Weights = InMemory(weights)
     else:
         values = read_config(Path(path))
-        config = ModelConfig.from_hf(values)
+        config = with_generation_eos(ModelConfig.from_hf(values), Path(path))
         source = Checkpoint(Path(path), _fp8_block(values))
         stored = getattr(torch, str(values.get("dtype") or values.get("torch_dtype") or "float32"), torch.float32)
     return build(config, source, _usable(dtype or stored), usable_device(device), quantization, on_tensor)
@@ -244,6 +246,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise LoadError(f"{path} must hold a JSON object.")
     return values
+
+
+def with_generation_eos(config: ModelConfig, folder: Path) -> ModelConfig:
+    """`config` with the end tokens that generation_config.json adds (Llama 3 ends a turn by another than a text)."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return config
+    try:
+        more = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise LoadError(f"{path} is not a valid JSON object: {error}.") from None
+    added = more if isinstance(more, list) else [] if more is None else [more]
+    return replace(config, eos=tuple(dict.fromkeys((*config.eos, *added))))
 
 
 def usable_device(device: str | torch.device) -> torch.device:

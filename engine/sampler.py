@@ -74,10 +74,10 @@ class Draw(NamedTuple):
         )
 
 
-def sample(logits: Tensor, draw: Draw | None, positions: Tensor) -> Tensor:
-    """`logits` float32 [n, vocab], `positions` int64 [n] of the tokens to come -> int64 [n]."""
+def sample(logits: Tensor, draw: Draw | None, positions: Tensor | None) -> Tensor:
+    """`logits` float32 [n, vocab], `positions` int64 [n] of the tokens to come -> int64 [n]; without `draw`, greedy."""
     greedy = logits.argmax(-1)
-    if draw is None:
+    if draw is None or positions is None:
         return greedy
     scaled = logits / draw.temperature.clamp(min=1e-6)
     if draw.filtered:

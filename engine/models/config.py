@@ -101,7 +101,7 @@ class ModelConfig:
     def from_hf(values: Mapping[str, Any]) -> "ModelConfig":
         """Reads a Hugging Face config.json. Raises ConfigError for what the engine cannot run."""
         architecture = (values.get("architectures") or [None])[0]
-        family = FAMILIES.get(architecture or "") or (values.get("model_type") if architecture is None else None)
+        family = str(FAMILIES.get(architecture or "") or (values.get("model_type") if architecture is None else None))
         if family not in FAMILIES.values():
             raise ConfigError(
                 f"The architecture {architecture or values.get('model_type')!r} is unknown; the engine runs {', '.join(FAMILIES)}."
@@ -159,7 +159,8 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _windows(values: Mapping[str, Any], family: str, layers: int) -> tuple[int | None, ...]:
-    window = values.get("sliding_window")
+    # A Mistral configuration that does not mention the window means the first model's.
+    window = values.get("sliding_window", 4096 if family == "mistral" else None)
     if family in ("qwen2", "qwen3") and not values.get("use_sliding_window", False):
         window = None
     if family == "llama" or window is None:

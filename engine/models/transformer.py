@@ -262,7 +262,7 @@ class Forward:
         `fixed` steps are compiled for their number of tokens, since one row is another kernel than many; others for any.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
-        options = {"coordinate_descent_tuning": True} if self.model.device.type == "cuda" else {}
+        options: dict[str, Any] = {"coordinate_descent_tuning": True} if self.model.device.type == "cuda" else {}
         self.fixed = Beside(*(torch.compile(_twin(f), dynamic=False, options=options) for f in Beside()))
         self.free = Beside(*(torch.compile(_twin(f), options=options) for f in Beside()))
 

@@ -64,7 +64,7 @@ class DecodeGraphs:
         self.fill(recorded, step, draw)
         for _ in range(ahead):
             recorded.graph.replay()
-        return recorded.drawn[:ahead, : len(step)].T.tolist()  # type: ignore[no-any-return]
+        return recorded.drawn[:ahead, : len(step)].T.tolist()
 
     def fill(self, recorded: Recorded, step: Sequence[Scheduled], draw: Draw | None) -> None:
         """Copies where each sequence stands into the buffers of a graph."""

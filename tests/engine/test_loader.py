@@ -92,6 +92,16 @@ def test_what_exporters_store_though_it_follows_from_the_configuration_is_ignore
     assert load_model(folder).config.layers == 2
 
 
+def test_end_tokens_of_the_generation_config_count_too(folder: Path) -> None:
+    configure(folder, eos_token_id=3)
+    assert load_model(folder).config.eos == (3,)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 3, 9]}')
+    assert load_model(folder).config.eos == (3, 5, 9)
+    (folder / "generation_config.json").write_text("[]")
+    with pytest.raises(LoadError, match="generation_config"):
+        load_model(folder)
+
+
 def test_a_tied_head_is_the_embedding_itself(folder: Path) -> None:
     configure(folder, tie_word_embeddings=True)
     model = load_model(folder)

@@ -1,0 +1,85 @@
+"""On a GPU: recorded decode, paged kernels and overlapped launches give what the CPU gives."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine import bind
+from engine.generate import Engine, Request
+from engine.loader import Random, load_model
+from engine.models.config import ModelConfig
+from engine.sampler import Sampling
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+CONFIG = ModelConfig(
+    vocab=499, hidden=256, layers=3, q_heads=8, kv_heads=2, head_dim=32, intermediate=512, context=1024, qkv_bias=True
+)
+SLOTS = {"attention": "paged", "normalization": "fused", "activation": "fused"}
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Any, Any]:
+    """The same float32 model on the CPU and on the GPU."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    source = Random(CONFIG, 0, torch.float32, torch.device("cpu"))
+    weights = {name: source.read(name) for name in source.names()}
+    return load_model(CONFIG, weights), load_model(CONFIG, weights, device="cuda")
+
+
+def prompts() -> list[list[int]]:
+    return [[(13 * i + 5 * n) % CONFIG.vocab for i in range(3 + 37 * n)] for n in range(7)]
+
+
+@pytest.mark.parametrize("ahead", [1, 8])
+def test_recorded_decode_gives_the_tokens_of_the_cpu(pair: tuple[Any, Any], ahead: int) -> None:
+    on_cpu, on_gpu = pair
+    requests = [
+        Request(prompt, 40, Sampling() if n % 2 else Sampling(temperature=0.8, seed=n, top_k=50 * (n == 2)))
+        for n, prompt in enumerate(prompts())
+    ]
+    wanted = [c.tokens for c in Engine(on_cpu, kv_tokens=4096).generate(requests)]
+    engine = Engine(on_gpu, SLOTS, kv_tokens=4096, block_size=16, max_batch=8, ahead=ahead)
+    assert engine.runner.graphs is not None
+    assert [c.tokens for c in engine.generate(requests)] == wanted
+
+
+def test_logits_are_those_of_the_cpu_in_prefill_and_decode(pair: tuple[Any, Any]) -> None:
+    on_cpu, on_gpu = pair
+    wanted = Engine(on_cpu, kv_tokens=4096).logits(prompts())
+    engine = Engine(on_gpu, SLOTS, kv_tokens=4096)
+    for chunk in (None, 1, 30):
+        for ours, theirs in zip(engine.logits(prompts(), chunk), wanted, strict=True):
+            assert (ours.cpu() - theirs).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("name", ["none", "int8wo", "int4wo", "fp8wo", "fp8_dynamic"])
+@pytest.mark.parametrize("shape", [(512, 1024), (96, 320), (6144, 4096)])
+def test_one_row_is_multiplied_as_many_are(name: str, shape: tuple[int, int]) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    weight = torch.randn(shape, device="cuda", generator=generator).mul_(shape[1] ** -0.5).bfloat16()
+    x = torch.randn(70, shape[1], device="cuda", generator=generator).bfloat16()
+    scheme = bind.implementation("quantization", name, torch.bfloat16, torch.device("cuda"))()
+    packed = scheme.pack(weight)
+    wanted = x.float() @ scheme.dequant(packed).T
+    for rows in (1, 3, 70):
+        error = (scheme.linear(x[:rows], packed).float() - wanted[:rows]).norm() / wanted[:rows].norm()
+        assert error < (0.05 if name == "fp8_dynamic" else 0.01), rows
+
+
+def test_the_first_request_after_an_out_of_memory_is_served(pair: tuple[Any, Any]) -> None:
+    engine = Engine(pair[1], SLOTS, kv_tokens=4096)
+    real = engine.runner.forward
+
+    class Full:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+
+    engine.runner.forward = Full()  # type: ignore[assignment]
+    assert "ran out of memory" in (engine.generate([[1, 2, 3]], max_tokens=2)[0].error or "")
+    engine.runner.forward = real
+    assert engine.generate([[1, 2, 3]], max_tokens=2)[0].finish == "length"
