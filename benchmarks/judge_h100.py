@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +24,8 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+SLOT = "JUDGE_H100_SLOT"
+"""Steps that run at once have users of their own for their hosts, as accelerators have."""
 PATHS = {"norm": "engine/normalization/plain.py", "attention": "engine/attention/sdpa.py"}
 
 
@@ -71,7 +74,7 @@ def attempt(out: Path, name: str, path: str, change: Callable[[str], str], **fie
             mock.patch("workers.attempt.fetch"),
             mock.patch("workers.attempt.lay_out", return_value=trees),
         ):
-            outcome = make_attempt(job, lambda _: None, Path(folder))
+            outcome = make_attempt(job, lambda _: None, Path(folder), slot=int(os.environ.get(SLOT, "0")))
     (out / f"{name}.json").write_text(encode(outcome))
     print(f"{name}: {outcome.status} in {time.monotonic() - began:.1f} s, isolation {outcome.isolation}")
     print(
@@ -113,6 +116,11 @@ def same(text: str) -> str:
     return text + "\n# The same.\n"
 
 
+def only_bf16(text: str) -> str:
+    """The file for one dtype only, so that little has to be compiled."""
+    return text.replace('["float32", "float16", "bfloat16"]', '["bfloat16"]')
+
+
 def unit(out: Path) -> None:
     """The unit suite for two kinds of the engine's own."""
     attempt(out, "unit-norm", PATHS["norm"], same, suites=("unit",))
@@ -132,8 +140,8 @@ def integration(out: Path) -> None:
 
 def bad(out: Path) -> None:
     """Files that must not pass: one that answers before its work is done, one that writes to its input, one that is wrong."""
-    early = "\nimport torch.cuda\ntorch.cuda.synchronize = lambda *_: None\n"
-    slow = "        for _ in range(300): wide = wide + 0 * (wide @ torch.ones(x.shape[-1], 1, device=x.device))\n"
+    early = "\nimport torch.cuda\ntorch.cuda.synchronize = torch._C._cuda_synchronize = lambda *_: None\n"
+    slow = "        torch.cuda._sleep(20_000_000)\n"
     marker = "        scale = torch.rsqrt"
     attempt(out, "bad-early", PATHS["norm"], lambda t: t.replace(marker, slow + marker) + early, suites=("unit",))
     attempt(
@@ -154,7 +162,7 @@ def compiled(out: Path) -> None:
         out,
         "unit-norm-compiled",
         PATHS["norm"],
-        lambda t: t.replace("    def forward", "    @torch.compile(dynamic=True)\n    def forward"),
+        lambda t: only_bf16(t).replace("    def forward", "    @torch.compile(dynamic=True)\n    def forward"),
         suites=("unit",),
     )
     graph = (
@@ -166,7 +174,24 @@ def compiled(out: Path) -> None:
         "        wide = wide + (side[0] - 1)\n"
     )
     marker = "        scale = torch.rsqrt"
-    attempt(out, "unit-norm-graph", PATHS["norm"], lambda t: t.replace(marker, graph + marker), suites=("unit",))
+    attempt(
+        out, "unit-norm-graph", PATHS["norm"], lambda t: only_bf16(t).replace(marker, graph + marker), suites=("unit",)
+    )
+
+
+def time_of(work: Callable[[], Any]) -> float:
+    """Median seconds of `work` with a wait for the device after it."""
+    import torch
+
+    taken = []
+    with torch.inference_mode():
+        for _ in range(200):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            work()
+            torch.cuda.synchronize()
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
 
 
 def overhead(out: Path) -> None:
@@ -176,7 +201,7 @@ def overhead(out: Path) -> None:
     from engine.slots.kind import Call, TensorSpec, kind_named
     from engine.slots.registry import load_file, read_header
     from engine.slots.source import Source
-    from workers.judge import machine
+    from workers.judge import device, machine
     from workers.judge.furnace import Furnace
     from workers.judge.hosts import Hosts, Side
     from workers.sandbox import best_level
@@ -190,7 +215,7 @@ def overhead(out: Path) -> None:
         header = read_header(ROOT / path)
         _, implementation = load_file(ROOT / path)
         driver = kind.driver(implementation)
-        cases = kind.cases("performance", header, where)[:2]
+        cases = kind.cases("performance", header, where)[1:2]
         source = Source(os.urandom(32))
         for case in cases:
             held = kind.held(case, source.child(case.name, "held"))
@@ -217,10 +242,11 @@ def overhead(out: Path) -> None:
             client = hosts.open(Side(ROOT, path, header.name))
             client.hold(held)
             furnace.heat(0.3)
-            judged, refills = [], []
+            judged, refills, looks = [], [], []
             for call in calls:
                 judged.append(client.timed(client.ready(call), False).seconds)
                 refills.append(client.last_refill_seconds)
+                looks.append(client.last_look_seconds)
             events, seconds = statistics.median(direct[2:]), statistics.median(judged[2:])
             found[f"{kind_name} {case.name}"] = {
                 "events_ms": 1e3 * events,
@@ -228,6 +254,7 @@ def overhead(out: Path) -> None:
                 "overhead": seconds / events - 1,
                 "refill_idle_ms": 1e3 * refill,
                 "refill_here_ms": 1e3 * statistics.median(refills[2:]),
+                "sample_ms": 1e3 * statistics.median(looks[2:]),
                 "host_ready_s": hosts.ready_seconds[-1],
             }
             print(
@@ -241,11 +268,19 @@ def overhead(out: Path) -> None:
                     {"weight": held["weight"].__class__(torch.ones(1, 64, device="cuda", dtype=x.dtype), "read")}
                 )
                 small = Call("norm", params, {"x": x}, {"y": spec, "residual": spec})
-                times = sorted(client.timed(client.ready(small), False).seconds for _ in range(400))
-                found["round_trip_us"] = 1e6 * times[200]
-                print(
-                    f"one row normalized: median {1e6 * times[200]:.0f} us, least {1e6 * times[0]:.0f} us, refill included"
-                )
+                for way, pinned in (("by copy engine", device.PINNED_BYTES), ("by kernel", -1)):
+                    with mock.patch.object(device, "PINNED_BYTES", pinned):
+                        parts = []
+                        for _ in range(200):
+                            answer = client.timed(client.ready(small), False)
+                            parts.append((answer.seconds, client.last_refill_seconds, client.last_look_seconds))
+                    trip = [1e6 * statistics.median(part[n] for part in parts) for n in range(3)]
+                    found[f"one row, {way}, us"] = dict(zip(("all", "refill", "sample"), trip, strict=True))
+                    print("one row normalized", way, [round(us) for us in trip], "us: all, refill, sample", flush=True)
+                    found["round_trip_us"] = min(trip[0], found.get("round_trip_us", trip[0]))
+                weight = torch.ones(1, 64, device="cuda", dtype=x.dtype)
+                kernels = time_of(partial(driver.run, "norm", params, {"x": x}, {"weight": weight}))
+                print(f"the same in the judge's process: {1e6 * kernels:.0f} us", flush=True)
             hosts.close()
     ahead = Hosts(best_level(), where.threads, device="cuda")
     side = Side(ROOT, PATHS["norm"], "plain")
@@ -293,11 +328,41 @@ STEPS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def run_together(names: list[str], seconds: float, out: Path) -> int:
+    """Runs steps at once, each in a process of its own, and prints what each said. Returns 1 where one failed or ran out of time."""
+    began = time.monotonic()
+    children = []
+    for slot, name in enumerate(names):
+        said = (out / f"{name}.txt").open("w+")
+        command = [sys.executable, "-u", __file__, "--out", str(out), "--one", name]
+        environment = os.environ | {SLOT: str(slot)}
+        child = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
+        children.append((name, child, said))
+    failed = 0
+    for name, child, said in children:
+        late = ""
+        try:
+            failed |= child.wait(max(0.1, seconds - (time.monotonic() - began))) != 0
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            late, failed = " (ran out of time)", 1
+        said.seek(0)
+        print(f"== {name}{late}, after {time.monotonic() - began:.1f} s\n{said.read()}", flush=True)
+        said.close()
+    return failed
+
+
 def main() -> int:
     """Runs the steps one after the other. Exit status 1 where one of them raised or ran out of time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", nargs="*", default=list(STEPS), help="name or name=seconds, of " + ", ".join(STEPS))
+    parser.add_argument(
+        "--steps",
+        nargs="*",
+        default=list(STEPS),
+        help="name, name=seconds, or several at once as name+name=seconds, of " + ", ".join(STEPS),
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -310,20 +375,8 @@ def main() -> int:
         return 0
     failed = 0
     for step in options.steps:
-        name, _, seconds = step.partition("=")
-        print(f"== {name}", flush=True)
-        began = time.monotonic()
-        child = subprocess.Popen(
-            [sys.executable, "-u", __file__, "--out", str(options.out), "--one", name], start_new_session=True
-        )
-        try:
-            failed |= child.wait(float(seconds or 120)) != 0
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            print(f"{name} ran out of time")
-            failed = 1
-        print(f"== {name} took {time.monotonic() - began:.1f} s", flush=True)
+        names, _, seconds = step.partition("=")
+        failed |= run_together(names.split("+"), float(seconds or 120), options.out)
     return failed
 
 

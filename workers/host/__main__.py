@@ -87,6 +87,12 @@ def _nothing() -> None:
     pass
 
 
+def _waken() -> None:
+    """Has the accelerator change over to this process."""
+    torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+
+
 def serve(sock: socket.socket) -> None:
     """Answers the judge's messages one by one."""
     mappings = Mappings()
@@ -94,6 +100,7 @@ def serve(sock: socket.socket) -> None:
     driver: Driver | None = None
     slot_file = ""
     finish: Callable[[], None] = _nothing
+    waken: Callable[[], None] = _nothing
     prepared: dict[str, torch.Tensor] = {}
     while True:
         try:
@@ -110,6 +117,7 @@ def serve(sock: socket.socket) -> None:
                 if message.device == "cuda":
                     # What was launched is not done: an answer before the device has finished would be caught by the judge's sample.
                     finish = torch.cuda.synchronize
+                    waken = _waken
                 started = time.monotonic()
                 driver = load(message)
                 answer = Loaded(time.monotonic() - started)
@@ -119,6 +127,7 @@ def serve(sock: socket.socket) -> None:
                     held.pop(name, None)
                 for region in message.regions:
                     held[region.name] = mappings.tensor(region)
+                waken()
                 answer = Kept()
             elif driver is None:
                 raise SlotError("No slot file is loaded.")

@@ -3,9 +3,13 @@
 Memory of the accelerator cannot be shared read-only: a host can make its mapping writable. So each call's inputs are copied into
 a standing buffer while the clock runs, from a private copy that no host can map; nothing is known of them before. What a copy
 costs is measured while no host is alive and taken off, the same for every host; a host that slows the copy down only pays for it.
+
+Kernels of two processes never run at once, and the change from one to the other takes longer than a short call. So while the
+clock runs the judge launches as few as it can: copy engines bring small inputs and fetch the sample.
 """
 
 import os
+import secrets
 import select
 import statistics
 import time
@@ -27,6 +31,10 @@ WORD = 8
 SPIN_SECONDS = 0.02
 REFILL_ROUNDS = 15
 LOOKS_AT_HELD = 64
+# What a copy engine brings over the bus in less time than a change of processes takes.
+PINNED_BYTES = 1 << 20
+PROBES = 8
+LOOK_WORDS = 16 * SAMPLE
 
 
 class DeviceBuffer:
@@ -71,6 +79,19 @@ def region_of(whole: Tensor, offset: int, spec: TensorSpec) -> Tensor:
     return whole[offset : offset + spec.nbytes].view(spec.torch_dtype).view(spec.shape)
 
 
+def stage(nbytes: int) -> Tensor:
+    """uint8[nbytes] of private memory to refill from: pinned where a copy engine is to bring it, else on the accelerator."""
+    if nbytes <= PINNED_BYTES:
+        return torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True)
+    return torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
+
+
+def refill(target: Tensor, staged: Tensor) -> None:
+    """Copies, and returns when the copy is done."""
+    target.copy_(staged, non_blocking=True)
+    torch.cuda.current_stream().synchronize()
+
+
 class Refills:
     """Seconds that a copy of so many bytes takes on the accelerator, launch and wait included, when nobody else uses it."""
 
@@ -81,14 +102,13 @@ class Refills:
         """Measures it for calls with inputs of these sizes. No host may be alive: it could slow the copy down and gain by that."""
         _, nbytes = laid_out({name: TensorSpec.of(tensor) for name, tensor in inputs.items()}, ALIGNMENT)
         if nbytes not in self.seconds:
-            source = torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
-            target = torch.zeros_like(source)
+            source = stage(nbytes)
+            target = torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
             taken = []
             for _ in range(REFILL_ROUNDS):
                 torch.cuda.synchronize()
                 started = time.perf_counter_ns()
-                target.copy_(source)
-                torch.cuda.synchronize()
+                refill(target, source)
                 taken.append((time.perf_counter_ns() - started) / 1e9)
             self.seconds[nbytes] = statistics.median(taken)
         return self.seconds[nbytes]
@@ -107,9 +127,30 @@ class _Ready:
     offsets: dict[str, int]
     nbytes: int
     """Where each output lies in the output buffer, and the bytes of all."""
-    words: Tensor
-    """Secret places in the output buffer, in words of eight bytes: SAMPLE or fewer for each output, one output after the other."""
-    counts: dict[str, int]
+    samples: dict[str, "_Sample"]
+    probes: list[tuple[Tensor, Tensor]]
+    """Held memory as integers, flat, and the elements of it that are read at once."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Secret places in the output buffer, in words of eight bytes: `count` of them, `step` apart."""
+
+    first: int
+    step: int
+    count: int
+
+    @staticmethod
+    def draw(first: int, available: int) -> "_Sample":
+        """As many as SAMPLE of `available` words from `first` on, the first and the step between them secret."""
+        count = min(SAMPLE, available)
+        widest = available // count
+        step = widest - secrets.randbelow(max(1, widest // 8))
+        return _Sample(first + secrets.randbelow(available - step * (count - 1)), step, count)
+
+    def of(self, words: Tensor) -> Tensor:
+        """The sample of int64[...] on the accelerator, on the CPU."""
+        return words[self.first : self.first + self.step * (self.count - 1) + 1 : self.step].cpu()
 
 
 @dataclass
@@ -120,13 +161,15 @@ class DeviceClient(HostClient):
     pack_type: ClassVar[type[Pack]] = DevicePack
     refills: Refills = field(default_factory=Refills)
     last_refill_seconds: float = 0.0
-    """What the last call's refill took with this host alive, for display."""
+    last_look_seconds: float = 0.0
+    """What the last call's refill, and reading its sample, took with this host alive; for display."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._arenas: dict[str, DeviceBuffer] = {}
         self._originals: dict[str, Tensor] = {}
         self._looks = LOOKS_AT_HELD
+        self._look = torch.zeros(LOOK_WORDS, dtype=torch.int64, pin_memory=True)
         self._answered = select.poll()
         self._answered.register(self.sock, select.POLLIN | select.POLLRDHUP)
 
@@ -163,7 +206,7 @@ class DeviceClient(HostClient):
         """Copies the inputs of a call to private memory and encodes its message; the host learns nothing yet."""
         specs = {name: TensorSpec.of(tensor) for name, tensor in call.inputs.items()}
         places, nbytes = laid_out(specs, ALIGNMENT)
-        staged = torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
+        staged = stage(nbytes)
         for name, tensor in call.inputs.items():
             region_of(staged, places[name], specs[name]).copy_(tensor)
         offsets, size = laid_out(call.outputs, ALIGNMENT)
@@ -177,12 +220,15 @@ class DeviceClient(HostClient):
             [_region(name, inputs, places[name], spec) for name, spec in specs.items()],
             [_region(name, outputs, offsets[name], spec) for name, spec in call.outputs.items()],
         )
-        generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)
-        words, counts = [], {}
-        for name, spec in call.outputs.items():
-            available = max(1, spec.nbytes // WORD)
-            counts[name] = min(SAMPLE, available)
-            words.append(torch.randint(available, (counts[name],), generator=generator) + offsets[name] // WORD)
+        samples = {
+            name: _Sample.draw(offsets[name] // WORD, max(1, spec.nbytes // WORD))
+            for name, spec in call.outputs.items()
+            if spec.nbytes
+        }
+        probes = []
+        for name, elements in call.probes.items():
+            some = torch.randperm(len(elements), generator=_secret())[:PROBES]
+            probes.append((bits(self._held[name].views[name]).view(-1), elements.cpu()[some]))
         return _Ready(
             call=call,
             seq=seq,
@@ -192,8 +238,8 @@ class DeviceClient(HostClient):
             outputs=outputs,
             offsets=offsets,
             nbytes=size,
-            words=torch.cat(words).cuda(),
-            counts=counts,
+            samples=samples,
+            probes=probes,
         )
 
     def timed(self, ready: _Ready, keep: bool = True) -> Answer:  # type: ignore[override]
@@ -209,22 +255,37 @@ class DeviceClient(HostClient):
         nbytes = ready.staged.numel()
         target = ready.inputs.bytes[:nbytes]
         memory = ready.outputs.bytes.view(torch.int64)
+        stream = torch.cuda.current_stream()
+        torch.cuda.synchronize()
+        if not ready.staged.is_cuda:
+            # The host's process gets the accelerator: with nothing to copy for a kernel, the clock sees no change of processes.
+            self._ask(wire.Hold([], []), [], 0, deadline, what)
         self._expect_silence()
         self._wait_until(deadline, what)
-        torch.cuda.synchronize()
 
         started = time.perf_counter_ns()
-        target.copy_(ready.staged)
-        torch.cuda.synchronize()
+        refill(target, ready.staged)
         refilled = time.perf_counter_ns()
         self._send_encoded(ready.message, [])
         self._spin()
         answer = self._next_answer(what)
-        seen = memory[ready.words].cpu()
+        answered = time.perf_counter_ns()
+        at = self._look.data_ptr()
+        for sample in ready.samples.values():
+            vmm.fetch_strided(at, memory.data_ptr() + WORD * sample.first, WORD, sample.count, WORD * sample.step)
+            at += WORD * sample.count
+        for state, elements in ready.probes:
+            width = state.dtype.itemsize
+            for element in elements.tolist():
+                vmm.fetch_strided(at, state.data_ptr() + width * element, width, 1, width)
+                at += WORD
+        stream.synchronize()
         ended = time.perf_counter_ns()
 
+        seen = self._look.clone()
         pending = (ended - started) / 1e9
         self.last_refill_seconds = (refilled - started) / 1e9
+        self.last_look_seconds = (ended - answered) / 1e9
         seconds = max(pending - self.refills.seconds.get(nbytes, 0.0), 1e-9)
         self.calls_seconds += pending
         clock.advance(seconds)
@@ -237,16 +298,18 @@ class DeviceClient(HostClient):
             outputs = {n: region_of(copy, ready.offsets[n], spec) for n, spec in ready.call.outputs.items()}
             for name in ready.call.check_state:
                 outputs[f"state:{name}"] = self._held[name].views[name].clone()
-        self._check_sample(ready, seen, memory[ready.words].cpu())
-        if not torch.equal(target.view(torch.int64), ready.staged.view(torch.int64)):
+        self._check_sample(ready, seen, memory)
+        if not torch.equal(target.view(torch.int64), ready.staged.view(torch.int64).cuda()):
             raise CallFailed("The implementation wrote to one of its inputs; inputs are read-only.")
         return Answer(seconds, outputs)
 
-    def _check_sample(self, ready: _Ready, seen: Tensor, later: Tensor) -> None:
+    def _check_sample(self, ready: _Ready, seen: Tensor, memory: Tensor) -> None:
+        """Compares what was read at once with what it should have been, and with `memory`, the outputs as they are now."""
         at = 0
-        for name, count in ready.counts.items():
+        for name, sample in ready.samples.items():
             dtype = ready.call.outputs[name].torch_dtype
-            words = seen[at : at + count]
+            words = seen[at : at + sample.count]
+            at += sample.count
             if dtype.is_floating_point:
                 # An output of less than a word shares it with padding.
                 elements = words.view(dtype)[: ready.call.outputs[name].nbytes // dtype.itemsize]
@@ -256,9 +319,13 @@ class DeviceClient(HostClient):
                         f"The call was acknowledged before {name!r} was complete: {unwritten} of {len(elements)} elements that "
                         "the judge read at once were still unwritten."
                     )
-            if not torch.equal(words, later[at : at + count]):
+            if not torch.equal(words, sample.of(memory)):
                 raise Tampered(f"{name!r} changed after the call was acknowledged.")
-            at += count
+        for (state, elements), name in zip(ready.probes, ready.call.probes, strict=True):
+            found = seen[at : at + len(elements)].view(state.dtype)[:: WORD // state.dtype.itemsize]
+            at += len(elements)
+            if not torch.equal(found, state[elements.to(state.device)].cpu()):
+                raise Tampered(f"{name!r} was written to after the call was acknowledged.")
 
     def _arena(self, purpose: str, nbytes: int) -> DeviceBuffer:
         """The standing buffer for inputs or outputs; a larger one is shared where this call is the first that needs it."""
@@ -281,6 +348,10 @@ class _Whole:
     """A buffer without a layout of its own."""
 
     buffer: DeviceBuffer
+
+
+def _secret() -> torch.Generator:
+    return torch.Generator().manual_seed(secrets.randbits(63))
 
 
 def _region(name: str, buffer: Lendable, offset: int, spec: TensorSpec) -> wire.Region:

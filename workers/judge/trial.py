@@ -1,7 +1,7 @@
 """What is being judged, and how a suite reaches it: the subject, its hosts, the secret seed, the deadline."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from engine.slots.source import Source
 from workers.checkout import Trees
 from workers.judge.client import CallTimedOut, ContributedError, HostClient, HostDied, HostStarved, Tampered
 from workers.judge.hosts import Hosts, Side
+from workers.judge.inputs import digest
 from workers.protocol import Reason, SlotFile, Stage, Status
 from workers.sandbox import SandboxError
 
@@ -36,11 +37,16 @@ MAX_RESTARTS = 3
 class Wrong(Exception):
     """An output or a property is wrong; carries the finding."""
 
-    def __init__(self, finding: Finding, case: str = "", code: str = "wrong_output") -> None:
+    def __init__(self, finding: Finding, case: str = "", code: str = "wrong_output", recipe: str = "") -> None:
         super().__init__(finding.sentence)
         self.finding = finding
         self.case = case
         self.code = code
+        self.recipe = recipe
+
+
+class Impossible(CallFailed):
+    """A time below what any machine of this kind needs."""
 
 
 class StageTimedOut(Exception):
@@ -97,6 +103,8 @@ class Trial:
     deadline: float = float("inf")
     """On time.monotonic(); the deadline of the current stage."""
     restarts: int = field(default=0, init=False)
+    digests: dict[str, str] = field(default_factory=dict, init=False)
+    """Of what was drawn, by name (see workers.judge.inputs)."""
     _allowed: float = field(default=float("inf"), init=False)
     _waited_before: float = field(default=0.0, init=False)
     _held: dict[str, HeldSet | CallFailed] = field(default_factory=dict, init=False)
@@ -118,6 +126,11 @@ class Trial:
                 f"The module's calls took {waited:.0f} s of the {self._allowed:.0f} s that the stage has."
             )
         raise StageTimedOut("The stage's time is up.")
+
+    def note(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps the digest of what was drawn under a name, the first time."""
+        if name not in self.digests:
+            self.digests[name] = digest(tensors)
 
     def open(self, side: Side) -> HostClient:
         """A fresh host for `side`, with calls that end within what is left of the stage."""
@@ -144,6 +157,7 @@ class SteadyHost:
                 raise HostDied(f"The module host ended {MAX_RESTARTS + 1} times; no further one is started.")
             try:
                 self._client = self.trial.open(self.side)
+                self.trial.hosts.start_ahead(self.side)
             except ContributedError as error:
                 self._cannot_load = error
                 raise
@@ -186,6 +200,7 @@ def prepared(trial: Trial, side: Side, cases: list[Case], label: str) -> dict[st
     try:
         for case in cases:
             held = kind.held(case, trial.source.child(label, case.name, "held"))
+            trial.note(f"{label}/{case.name}/held", {name: item.tensor for name, item in held.items()})
             preparation = kind.preparation(case, held)
             if preparation is not None:
                 try:
@@ -203,10 +218,19 @@ def prepared(trial: Trial, side: Side, cases: list[Case], label: str) -> dict[st
     return found
 
 
+def recipe_of(case: Case, *labels: str | int) -> str:
+    """What a case's inputs are made of, for a person who wants them again: dtype, numbers, and their place in the seed's stream."""
+    numbers = ", ".join(f"{name} = {str(value)[:200]}" for name, value in case.params.items())
+    place = f"; drawn from the attempt's seed as {'/'.join(str(label) for label in labels)}" if labels else ""
+    return f"{case.name}: {case.dtype}, {numbers[:2500]}{place}"
+
+
 def status_of(error: BaseException) -> Status:
     """Whose fault an exception of a suite is, as the status of an outcome."""
     if isinstance(error, Tampered):
         return "tampered"
+    if isinstance(error, Impossible):
+        return "impossible"
     if isinstance(error, CallTimedOut):
         return "timed_out_code"
     if isinstance(error, StageTimedOut | HostStarved):
@@ -228,6 +252,7 @@ def reason_of(error: BaseException, stage: Stage, case: str = "") -> Reason:
             index=finding.index,
             expected=finding.expected,
             got=finding.got,
+            recipe=error.recipe,
         )
     if isinstance(error, ContributedError):
         sentence = error.args[0]
@@ -237,6 +262,7 @@ def reason_of(error: BaseException, stage: Stage, case: str = "") -> Reason:
         )
     codes: list[tuple[type[BaseException], str]] = [
         (Tampered, "tampered"),
+        (Impossible, "impossible"),
         (CallTimedOut, "timed_out"),
         (HostStarved, "starved"),
         (HostDied, "host_died"),

@@ -257,7 +257,7 @@ class AttentionKind(SlotKind):
             return draw_tensor(source, (rows, heads, shape.head_dim), dtype, case["device"], case["values"])
 
         call = step_call(case, meta, drawn(shape.q_heads), drawn(shape.kv_heads), drawn(shape.kv_heads))
-        if case["device"] == "cpu" and call.check_state:
+        if call.check_state:
             call.probes = {"kv": probes(held["origin"].tensor, meta, source)}
         return call
 
