@@ -9,22 +9,29 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from swapbench.forge.contract import Forge, ForgeError, PublishedReport
+from swapbench.mergequeue.models import QueueEntry
 from swapbench.reports.models import Report
 from swapbench.reports.write import report
 from swapbench.submissions.models import Submission
 
 log = logging.getLogger(__name__)
 
-WINDOW = timedelta(days=3)
-"""Reports of older submissions no longer change."""
+RECENT = timedelta(hours=1)
+"""Reports of submissions to which nothing happened for so long are as they should be."""
 FAILURES_AT_MOST = 10
 
 
 def publish(forge: Forge, limit: int = 50) -> int:
     """Writes the reports anew, and tells the forge of those that changed; returns how many it was told."""
-    recent = Submission.objects.filter(pull_request__forge=forge.name).filter(
-        Q(created_at__gte=timezone.now() - WINDOW) | Q(judged_at__gte=timezone.now() - WINDOW)
+    since = timezone.now() - RECENT
+    changing = (
+        Q(report__isnull=True)
+        | Q(state=Submission.State.JUDGING)
+        | Q(audit_events__at__gte=since)
+        | Q(queue_entry__state__in=[QueueEntry.State.WAITING, QueueEntry.State.BUILDING])
+        | Q(queue_entry__ended_at__gte=since)
     )
+    recent = Submission.objects.filter(changing, pull_request__forge=forge.name).distinct()
     for submission in recent.select_related("pull_request")[:500]:
         _write(submission)
     pending = Report.objects.filter(submission__pull_request__forge=forge.name, failures__lt=FAILURES_AT_MOST)

@@ -56,7 +56,7 @@ class ControlPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Entries that one build may hold, where they touch different files."""
     build_suites: tuple[SuiteName, ...] = ("unit", "integration")
     poll_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
-    """How often the forge is asked for what no delivery told of; a local forge is asked at every turn."""
+    """How often the forge is asked for what no delivery told of; a local forge is asked more often."""
 
 
 def policy() -> ControlPolicy:

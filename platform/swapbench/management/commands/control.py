@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
+from django.db import close_old_connections
 
 from swapbench.control.processes import Child, python_module
 from swapbench.control.turn import Clock, turn
@@ -17,10 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class Command(BaseCommand):
+    requires_system_checks = ()  # They import every page, which takes seconds.
     help = "Run the control plane: intake, dispatch, leases, merge queue and reports, until it is stopped."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--turn", type=float, default=0.5, help="seconds between turns (default: %(default)s)")
+        parser.add_argument("--turn", type=float, default=0.7, help="seconds between turns (default: %(default)s)")
         parser.add_argument("--once", action="store_true", help="do one turn and end, without the Celery worker")
 
     def handle(self, *, turn: float, once: bool, **options: Any) -> None:
@@ -43,6 +45,7 @@ class Command(BaseCommand):
         try:
             while not stop.is_set():
                 began = time.monotonic()
+                close_old_connections()
                 _turn(clock, send_job)
                 if listener.ended:
                     log.warning(

@@ -17,6 +17,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connection
+from kombu.exceptions import OperationalError
 from rich.console import Console
 
 from swapbench.control.processes import Child, manage, python_module
@@ -25,12 +26,14 @@ from swapbench.demo.localforge import make_forge
 from swapbench.demo.samples import Sample, SampleError, read_samples
 from swapbench.forge.mirror import GitError
 from swapbench.submissions.policy import policy
+from workers.protocol import CONTROL_QUEUE, judge_queue
 
 DEMO_POLICY = {"first_time_needs_approval": False, "merge_approvals": 0}
 """The demo's pull requests are its own, so nobody needs to read them before they run and are merged."""
 
 
 class Command(BaseCommand):
+    requires_system_checks = ()  # They import every page, which takes seconds.
     help = "Judge the sample pull requests on this machine, merge what qualifies, and serve the pages until Ctrl-C."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -93,8 +96,10 @@ class Command(BaseCommand):
         if fresh:
             _forget()
         call_command("migrate", verbosity=0, interactive=False)
-        if fresh and connection.vendor != "sqlite":
-            call_command("flush", verbosity=0, interactive=False)
+        if fresh:
+            _purge()
+            if connection.vendor != "sqlite":
+                call_command("flush", verbosity=0, interactive=False)
         try:
             make_forge(settings.SWAPBENCH_LOCAL_FORGE, settings.ROOT, samples, settings.SWAPBENCH_BRANCH)
         except GitError as error:
@@ -159,6 +164,21 @@ def _forget() -> None:
     for message in (settings.VAR / "broker").rglob("*"):
         if message.is_file():
             message.unlink(missing_ok=True)
+
+
+def _purge() -> None:
+    """Takes the messages of earlier runs from the broker: a worker would make their attempts once more."""
+    from swapbench.celery import app
+
+    try:
+        with app.connection_for_write() as broker:
+            for queue in (CONTROL_QUEUE, *(judge_queue(name) for name in policy().machine_classes)):
+                try:
+                    broker.default_channel.queue_purge(queue)
+                except broker.channel_errors:
+                    continue  # There is no such queue yet.
+    except OperationalError as error:
+        raise CommandError(f"The broker cannot be reached: {error}. Check SWAPBENCH_BROKER_URL.") from None
 
 
 def _children(once: bool, port: int, worker: str | None) -> Iterator[Child]:
