@@ -33,19 +33,20 @@ def step_inputs(step: Sequence[Scheduled], block_size: int, device: torch.device
         kv_len.append(first + new)
         table += pages
         table += [0] * (width - len(pages))
-    batch, total = len(step), cu_q[-1]
-    longs = torch.tensor(ids + positions + slots).to(device, non_blocking=True)
-    ints = torch.tensor(cu_q + kv_len + table, dtype=torch.int32).to(device, non_blocking=True)
+    batch = len(step)
     news = [scheduled.new for scheduled in step]
-    return longs[:total], StepMeta(
+    ids_, positions_, slots_ = torch.tensor((ids, positions, slots), device=device).unbind()
+    ints = torch.tensor(cu_q + kv_len + table, dtype=torch.int32, device=device)
+    cu_q_, kv_len_, table_ = ints.split_with_sizes((batch + 1, batch, batch * width))
+    return ids_, StepMeta(
         phase=phase_of(news, kv_len),
-        cu_q=ints[: batch + 1],
+        cu_q=cu_q_,
         max_q=max(news),
-        kv_len=ints[batch + 1 : 2 * batch + 1],
+        kv_len=kv_len_,
         max_kv=max(kv_len),
-        block_table=ints[2 * batch + 1 :].view(batch, width),
-        slot_map=longs[2 * total :],
-        positions=longs[total : 2 * total],
+        block_table=table_.view(batch, width),
+        slot_map=slots_,
+        positions=positions_,
         block_size=block_size,
     )
 
