@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,7 @@ from workers.checkout import CheckoutError, RefusedFile, Trees, fetch, lay_out
 from workers.judge import machine
 from workers.judge.client import CallTimedOut
 from workers.judge.hosts import Hosts
+from workers.judge.inputs import INPUTS_ARTIFACT, artifact, drawn
 from workers.judge.speed import SpeedResult, judge_speed
 from workers.judge.trial import StageTimedOut, Trial, reason_of, status_of, subject
 from workers.protocol import (
@@ -64,9 +65,9 @@ class Attempt:
     level: str
     unconfined: bool = False
     slot: int = 0
+    seed: bytes = field(default_factory=lambda: os.urandom(32))
 
     def __post_init__(self) -> None:
-        self.seed = os.urandom(32)
         self.started = time.monotonic()
         self.seconds: dict[Stage, float] = {}
         self.artifacts: dict[str, str] = {}
@@ -151,7 +152,7 @@ class Attempt:
                 def measure() -> SuiteResult:
                     nonlocal speed
                     speed = judge_speed(trial, self.job.policy)
-                    self.artifacts |= {f"{Path(file.path).stem}-{n}": text for n, text in speed.artifacts.items()}
+                    self.artifacts |= {artifact(file.path, name): text for name, text in speed.artifacts.items()}
                     return speed.result
 
                 results.append(self._stage("performance", trial, share, measure))
@@ -159,6 +160,8 @@ class Attempt:
                     figures |= speed.figures
         finally:
             hosts.close()
+        record = drawn(judged.header, where, trial.digests)
+        self.artifacts[artifact(file.path, INPUTS_ARTIFACT)] = msgspec.json.encode(record).decode()
         reasons = [reason for result in results for reason in result.reasons]
         status: Status = worst([result.status for result in results])
         decision: Speed = (
@@ -217,7 +220,9 @@ class Attempt:
     def _with_reproduction(self, reason: Reason, file: SlotFile) -> Reason:
         if reason.reproduce or reason.stage in (None, "checkout", "report"):
             return reason
-        command = f"swapbench check --base {self.job.base_sha[:12]} --suite {reason.stage} --only {file.path}"
+        # The seed is published with the outcome: at home the same inputs are drawn.
+        where = f"--base {self.job.base_sha[:12]} --suite {reason.stage} --only {file.path}"
+        command = f"swapbench check {where} --seed {self.seed.hex()}"
         return msgspec.structs.replace(reason, reproduce=command)
 
     def _outcome(self, status: Status, found: list[ImplementationOutcome], reasons: list[Reason]) -> Outcome:
@@ -265,8 +270,12 @@ def make_attempt(
     unconfined: bool = False,
     slot: int = 0,
     temporary: Path | None = None,
+    seed: bytes | None = None,
 ) -> Outcome:
-    """Makes the attempt in a temporary workspace that is removed afterwards."""
+    """Makes the attempt in a temporary workspace that is removed afterwards.
+
+    `seed` draws the inputs of an earlier attempt again, at home; a worker never gives one.
+    """
     try:
         level = "none" if unconfined else best_level()
     except NoLevel as error:
@@ -278,7 +287,8 @@ def make_attempt(
     # The unprivileged user of a host must be able to enter what is bound for it.
     workspace.chmod(0o755)
     try:
-        return Attempt(job, workspace, mirror, report, level, unconfined, slot).run()
+        drawn_from = seed if seed is not None else os.urandom(32)
+        return Attempt(job, workspace, mirror, report, level, unconfined, slot, drawn_from).run()
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
@@ -295,8 +305,14 @@ def _to_descriptor(fd: int) -> Report:
 def main(arguments: list[str] | None = None) -> int:
     """Reads a job, writes an outcome. Exit status 0: an outcome was written, whatever it says; 2: the job could not be read."""
     parser = argparse.ArgumentParser(prog="swapbench attempt", description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("job", type=Path, help="the job's JSON file")
-    parser.add_argument("--out", type=Path, required=True, help="where the outcome's JSON is written")
+    parser.add_argument("job", type=Path, nargs="?", help="the job's JSON file")
+    parser.add_argument("--out", type=Path, help="where the outcome's JSON is written")
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="OUTCOME",
+        help="draw an outcome's inputs again and decide again from its samples",
+    )
     parser.add_argument(
         "--mirror", type=Path, default=Path("var/worker/mirror.git"), help="bare repository kept between attempts"
     )
@@ -307,6 +323,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--slot", type=int, default=0, help="number of the accelerator, which picks the unprivileged user"
     )
     options = parser.parse_args(arguments)
+    if options.replay is not None:
+        from workers.replay import replay
+
+        return replay(options.replay)
+    if options.job is None or options.out is None:
+        parser.error("give a job and --out, or --replay OUTCOME")
     try:
         job = decode_job(options.job.read_bytes())
     except (OSError, ProtocolError) as error:

@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("--base", default="HEAD", metavar="REF", help="commit to compare with (default: HEAD)")
     check.add_argument("--suite", action="append", choices=SUITES, help="run only this suite; may be repeated")
     check.add_argument("--only", action="append", metavar="PATH", help="judge only this slot file; may be repeated")
+    check.add_argument(
+        "--seed", type=_seed, metavar="HEX", help="draw the inputs of an attempt whose seed was published"
+    )
     check.add_argument("--json", type=Path, metavar="FILE", help="write the outcome as JSON")
     check.add_argument(
         "--no-sandbox", action="store_true", help="run your own code without a sandbox, on your own machine only"
@@ -102,7 +105,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         console.print("[yellow]Without a sandbox: your code runs with your own rights.[/]")
     began = time.monotonic()
     with Stages(console) as stages:
-        outcome = make_attempt(job, stages.report, tree.git_dir, unconfined=options.no_sandbox)
+        outcome = make_attempt(job, stages.report, tree.git_dir, unconfined=options.no_sandbox, seed=options.seed)
     for item in outcome.implementations:
         console.print(_verdict(item))
     for reason in outcome.reasons:
@@ -111,6 +114,13 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         options.json.write_text(protocol.encode(outcome))
     return exit_status(outcome)
+
+
+def _seed(text: str) -> bytes:
+    seed = bytes.fromhex(text)
+    if len(seed) != 32:
+        raise argparse.ArgumentTypeError("a seed has 64 hex digits")
+    return seed
 
 
 def exit_status(outcome: Outcome) -> int:
@@ -167,6 +177,13 @@ def _verdict(item: ImplementationOutcome) -> "RenderableType":
     for reason in item.reasons:
         where = f"{reason.stage or ''}{f', case {reason.case}' if reason.case else ''}"
         table.add_row("", Text(where, style="dim"), Text(reason.sentence))
+        if reason.recipe:
+            table.add_row("", Text("inputs", style="dim"), Text(reason.recipe))
+        if reason.got is not None and reason.expected is not None:
+            where = f"at {list(reason.index)} " if reason.index else ""
+            table.add_row(
+                "", Text("first wrong", style="dim"), Text(f"{where}expected {reason.expected:g}, got {reason.got:g}")
+            )
         if reason.next_step:
             table.add_row("", Text("next", style="dim"), Text(reason.next_step))
         if reason.reproduce:

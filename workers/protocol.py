@@ -138,6 +138,8 @@ class Reason(msgspec.Struct, frozen=True):
     got: float | None = None
     next_step: Line = ""
     reproduce: Line = ""
+    recipe: Line = ""
+    """What the inputs were: the case's dtype and numbers as this attempt varied them, and where in the seed's stream they lie."""
 
 
 class TestReport(msgspec.Struct, frozen=True):

@@ -38,11 +38,14 @@ class Source:
         stretches may overlap, which helps nobody who knows neither the reservoir nor the places.
         """
         root = self._root
-        if root._reservoir is None or root._reservoir.numel() < 2 * count:
+        # Not the size that the reservoir happens to have: the same stretch whatever else was drawn before, and a longer reservoir
+        # begins with the shorter one.
+        extent = max(RESERVOIR, 1 << (2 * count - 1).bit_length())
+        if root._reservoir is None or root._reservoir.numel() < extent:
             key = hmac.new(root.key, b"reservoir", hashlib.sha256).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") & (2**63 - 1))
-            root._reservoir = torch.randn(max(RESERVOIR, 2 * count), generator=generator)
-        start = self.integer(0, root._reservoir.numel() - count)
+            root._reservoir = torch.randn(extent, generator=generator)
+        start = self.integer(0, extent - count)
         return root._reservoir[start : start + count].clone()
 
     def generator(self) -> torch.Generator:

@@ -14,11 +14,11 @@ import msgspec
 from engine.slots.kind import CallFailed
 from workers.judge import calibration
 from workers.judge.calibration import SlotCalibration
-from workers.judge.trial import StageTimedOut, Trial, Wrong, reason_of, status_of
-from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed, Status
+from workers.judge.trial import Impossible, StageTimedOut, Trial, Wrong, reason_of, status_of
+from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed
 from workers.sandbox import SandboxError
 from workers.statistics import Decision, Estimate, Rule, contended, looks_within, may_repeat
-from workers.suites.performance.bench import Course, Impossible, PairBench, order_of
+from workers.suites.performance.bench import Course, PairBench, order_of
 from workers.suites.session import SuiteResult, run_suite
 
 Phase = Literal["stop", "confirm"]
@@ -168,8 +168,7 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
         )
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
     except (Wrong, CallFailed, SandboxError, StageTimedOut, Impossible) as error:
-        status: Status = "impossible" if isinstance(error, Impossible) else status_of(error)
-        stage.result.statuses.append(status)
+        stage.result.statuses.append(status_of(error))
         stage.result.reasons.append(reason_of(error, "performance"))
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
     finally:

@@ -105,6 +105,8 @@ class Trial:
     restarts: int = field(default=0, init=False)
     digests: dict[str, str] = field(default_factory=dict, init=False)
     """Of what was drawn, by name (see workers.judge.inputs)."""
+    model_figures: dict[str, float] = field(default_factory=dict, init=False)
+    """What the integration suite found out about the subject in the model; the timed weights must be no worse."""
     _allowed: float = field(default=float("inf"), init=False)
     _waited_before: float = field(default=0.0, init=False)
     _held: dict[str, HeldSet | CallFailed] = field(default_factory=dict, init=False)

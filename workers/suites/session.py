@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from workers.judge.trial import StageTimedOut, Trial, reason_of, status_of
+from engine.slots.kind import Case
+from workers.judge.trial import StageTimedOut, Trial, reason_of, recipe_of, status_of
 from workers.protocol import Reason, Status, SuiteName, TestReport
 from workers.sandbox import SandboxError
 
@@ -85,7 +87,10 @@ class Reporter:
         elif error is None:
             self.result.tests.append(TestReport(self.suite, name, "passed", call.duration))
         else:
-            reason = reason_of(error, self.suite, _case_of(item))
+            case = _case_of(item)
+            reason = reason_of(error, self.suite, case.name if case is not None else "")
+            if case is not None and not reason.recipe:
+                reason = msgspec.structs.replace(reason, recipe=recipe_of(case))
             self.result.tests.append(TestReport(self.suite, name, "failed", call.duration, reason.sentence))
             self.result.statuses.append(status_of(error))
             if all(reason.sentence != other.sentence for other in self.result.reasons):
@@ -100,10 +105,10 @@ def _skip_reason(report: pytest.TestReport) -> str:
     return str(report.longrepr[2]).removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
 
 
-def _case_of(item: pytest.Item) -> str:
-    case = getattr(item, "callspec", None)
-    value = case.params.get("case") if case is not None else None
-    return str(getattr(value, "name", ""))
+def _case_of(item: pytest.Item) -> Case | None:
+    found = getattr(item, "callspec", None)
+    case = found.params.get("case") if found is not None else None
+    return case if isinstance(case, Case) else None
 
 
 def run_suite(

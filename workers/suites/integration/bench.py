@@ -29,6 +29,16 @@ NEEDLES_PER_CELL = 1
 KINDS_WITH_NEEDLES = ("attention",)
 
 
+def text_lengths() -> list[int]:
+    """Tokens of each text: long ones, then short ones."""
+    return [TEXT_TOKENS] * TEXTS + [DECODED_TOKENS] * DECODED_TEXTS
+
+
+def tensors_of(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """The tokens of texts as int64 tensors, by number."""
+    return {f"{number:03d}": torch.tensor(tokens, dtype=torch.int64) for number, tokens in enumerate(texts)}
+
+
 class PackedAway(SteadyHost):
     """A Runner whose preparations run in one host, and whose calls run in a fresh one that holds only the results."""
 
@@ -81,11 +91,11 @@ class IntegrationBench:
         """Long texts, then short ones."""
         drawn = []
         self._scored: list[Tensor] = []
-        for number in range(TEXTS + DECODED_TEXTS):
-            tokens = TEXT_TOKENS if number < TEXTS else DECODED_TOKENS
+        for number, tokens in enumerate(text_lengths()):
             text = evaluation_tokens(self.source.child("text", number).key, tokens)
             drawn.append([int(token) for token in text.ids])
             self._scored.append(torch.from_numpy(text.scored.copy()))
+        self.trial.note("integration/texts", tensors_of(drawn))
         return drawn
 
     # -- the two engines --------------------------------------------------------------------------------------------
@@ -103,7 +113,12 @@ class IntegrationBench:
     @cached_property
     def subject(self) -> Engine:
         """The judge's engine whose calls of the slot go to the host."""
-        return self._engine({self.kind.name: self.kind.proxy(self.host, self.header)})
+        return self._engine({self.kind.name: self.proxy})
+
+    @cached_property
+    def proxy(self) -> Any:
+        """What stands for the slot in the judge's engine."""
+        return self.kind.proxy(self.host, self.header)
 
     def _engine(self, slots: dict[str, Any]) -> Engine:
         model = load_model(CHECKPOINT, dtype=torch.float32, device=self.trial.environment.device)
@@ -126,6 +141,7 @@ class IntegrationBench:
         self.noise = quality.noise_floor(self.reference, texts[:2], other_chunk=96)
         self.trial.remaining()
         theirs = self._logits(self.subject, self.header.name)
+        self.trial.model_figures = self.kind.figures_of_model(self.proxy)
         try:
             found = quality.compare(ours, theirs, texts, self._scored)
         except ValueError as error:
@@ -154,7 +170,10 @@ class IntegrationBench:
             met = f" It meets class {self.meets[0]}: declare that." if self.meets else " It meets no class."
             raise Wrong(
                 Finding(f"The module does not keep its declared class {declared}: {'; '.join(short)}.{met}"),
-                code="below_class",
+                "evaluation texts",
+                "below_class",
+                f"{TEXTS} texts of {TEXT_TOKENS} tokens in chunks of {CHUNK} and {DECODED_TEXTS} of {DECODED_TOKENS} tokens one by "
+                "one, drawn from the attempt's seed as integration/text/NUMBER",
             )
 
     def find_needles(self, length: int) -> None:
@@ -175,6 +194,8 @@ class IntegrationBench:
         cell, ratio = quality.worst_cell(ours, theirs)
         self.quality["needle"] = min(self.quality.get("needle", 1.0), ratio)
         self._needle_ratio = self.quality["needle"]
+        if self._measured is not None:
+            self.meets = quality.classes_met(self._measured, self.noise, self._needle_ratio)
         limit = quality.LIMITS["S"].needle or 0.0
         if ratio < limit:
             raise Wrong(
@@ -182,7 +203,10 @@ class IntegrationBench:
                     f"Of the keys hidden {cell[1]:.0%} into documents of {cell[0]} tokens, the model with this module finds "
                     f"{theirs[cell]:.0%}; with the reference it finds {ours[cell]:.0%}."
                 ),
-                code="needle_lost",
+                f"needles in {length} tokens",
+                "needle_lost",
+                f"Documents of {length} tokens with a key at {', '.join(f'{depth:.0%}' for depth in NEEDLE_DEPTHS)} of their length, "
+                "drawn from the attempt's seed as integration/needle/LENGTH/DEPTH/NUMBER",
             )
 
     def close(self) -> None:

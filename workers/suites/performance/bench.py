@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet
+from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
 from workers.judge.client import Answer, HostClient, Tampered
 from workers.judge.device import DeviceClient
 from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
 from workers.judge.readings import Reading, between, read
-from workers.judge.trial import SteadyHost, Trial, Wrong, prepared
+from workers.judge.trial import Impossible, SteadyHost, Trial, Wrong, prepared, recipe_of
 from workers.statistics import Observation, impossible
 
 SideName = Literal["base", "head"]
@@ -36,10 +36,6 @@ HEAT_SECONDS = 0.25
 HEAT_AGAIN_SECONDS = 0.04
 
 
-class Impossible(CallFailed):
-    """A time below what any machine of this kind needs."""
-
-
 @dataclass(frozen=True)
 class Process:
     """One fresh process of a pair."""
@@ -55,6 +51,8 @@ class Drawn:
 
     call: Call
     expected: dict[str, Tensor]
+    labels: tuple[str | int, ...] = ()
+    """Where in the seed's stream it was drawn."""
 
 
 @dataclass
@@ -94,11 +92,13 @@ class Course:
 
     def set_up(self) -> None:
         """Prepares both sides and learns from the base how many calls make a sample. Raises what the subject's faults raise."""
+        self.trial.hosts.start_ahead(self.sides["base"])
         for name, side in self.sides.items():
             self.held[name] = self._settled(side)
         if self.furnace is not None:
             self._learn()
         host = self.trial.open(self.sides["base"])
+        self.trial.hosts.start_ahead(self.sides[first_side(self.trial, 0)])
         try:
             for case_name, case in self.cases.items():
                 held = self.held["base"][case_name]
@@ -106,9 +106,11 @@ class Course:
                 warm = [host.timed(host.ready(self._draw(case_name, held, "calibrate", n))) for n in range(4)]
                 seconds = min(answer.seconds for answer in warm[1:])
                 self.calls[case_name] = max(MIN_CALLS, min(MAX_CALLS_PER_SAMPLE, math.ceil(SAMPLE_SECONDS / seconds)))
-                self._check_floor(case, held, self._draw(case_name, held, "calibrate", 0), seconds)
+                first = self._draw(case_name, held, "calibrate", 0)
+                self.trial.note(f"performance/{case_name}/call", first.inputs)
+                self._check_floor(case, held, first, seconds)
         finally:
-            self.trial.hosts.close()
+            self.trial.hosts.end()
 
     def _learn(self) -> None:
         """While no host is alive: what a refill costs, and how many calls of a sample can be compared in the time for it."""
@@ -148,11 +150,21 @@ class Course:
                 if isinstance(held, CallFailed):
                     raise held
                 self.prepares |= any(item.access == "read" for item in held.values())
+                if self.on_device and type(self.kind).settle is SlotKind.settle:
+                    # There is nothing to settle, and a host for it would take seconds to start.
+                    settled[name] = held
+                    continue
                 host.hold(held)
                 more, finding = self.kind.settle(self.cases[name], self.header, held, host)
                 if finding is not None:
-                    raise Wrong(finding, name)
+                    raise Wrong(finding, name, recipe=recipe_of(self.cases[name], "performance", name, "held"))
                 settled[name] = held | more
+                if side == self.trial.subject.head:
+                    faces = self.kind.two_faced(
+                        self.trial.model_figures, self.kind.figures(self.cases[name], settled[name])
+                    )
+                    if faces is not None:
+                        raise Wrong(faces, name, "two_faces")
         finally:
             host.discard()
         return settled
@@ -170,7 +182,10 @@ class Course:
             held = self.held[side][name]
             count = WARM_UP_CALLS + self.calls[name]
             calls = [self._draw(name, held, pair, n) for n in range(count)]
-            drawn[name] = [Drawn(call, self.kind.expected(case, held, call)) for call in calls]
+            drawn[name] = [
+                Drawn(call, self.kind.expected(case, held, call), ("performance", name, pair, n))
+                for n, call in enumerate(calls)
+            ]
         return drawn
 
     def check(self, case_name: str, side: SideName, drawn: Drawn, answer: Answer) -> None:
@@ -178,7 +193,7 @@ class Course:
         case = self.cases[case_name]
         finding: Finding | None = self.kind.compare(case, self.header, answer.outputs, drawn.expected, None)
         if finding is not None:
-            raise Wrong(finding, case_name)
+            raise Wrong(finding, case_name, recipe=recipe_of(case, *drawn.labels))
         self._check_floor(case, self.held[side][case_name], drawn.call, answer.seconds)
 
     def check_floor(self, case_name: str, side: SideName, call: Call, seconds: float) -> None:

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.slots.kind import CallFailed, Case, HeldSet, Property
-from workers.judge.trial import SteadyHost, Trial, Wrong, prepared
+from workers.judge.trial import SteadyHost, Trial, Wrong, prepared, recipe_of
 
 
 class UnitBench:
@@ -44,18 +44,20 @@ class UnitBench:
         self.host.hold(held)
         more, finding = self.kind.settle(case, self.header, held, self.host)
         if finding is not None:
-            raise Wrong(finding, published.name)
+            raise Wrong(finding, published.name, recipe=recipe_of(case, "unit", case.name, "held"))
         held = held | more
         call = self.kind.draw(case, held, self.source.child(case.name, "call"))
+        self.trial.note(f"unit/{case.name}/call", call.inputs)
         got = self.host.run(call)
         expected = self.kind.expected(case, held, call)
         plain = self.kind.plain(case, held, call)
         finding = self.kind.compare(case, self.header, got, expected, plain)
         if finding is not None:
-            raise Wrong(finding, published.name)
+            raise Wrong(finding, published.name, recipe=recipe_of(case, "unit", case.name, "call"))
 
     def check_property(self, prop: Property) -> None:
         """One property. Raises Wrong, CallFailed."""
         finding = prop.check(self.host, self.source.child("property", prop.name))
         if finding is not None:
-            raise Wrong(finding, code=prop.name.replace(" ", "_"))
+            recipe = f"{prop.statement} Drawn from the attempt's seed as unit/property/{prop.name}."
+            raise Wrong(finding, prop.name, prop.name.replace(" ", "_"), recipe)
