@@ -17,6 +17,7 @@ A variable X that names a secret may be given as X_FILE, the path of a file that
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import dj_database_url
@@ -48,10 +49,8 @@ def _local_secret_key() -> str:
     if not path.exists():
         fresh.touch(mode=0o600)
         fresh.write_text(secrets.token_urlsafe(50), encoding="utf-8")
-        try:
+        with suppress(FileExistsError):  # Another process made it first; its key is as good.
             os.link(fresh, path)
-        except FileExistsError:
-            pass  # Another process made it first; its key is as good.
         fresh.unlink()
     return path.read_text(encoding="utf-8").strip()
 

@@ -32,7 +32,7 @@ from workers.protocol import (
 NAME = os.environ.get("FAKE_NAME", "fake")
 GO = Path(os.environ.get("FAKE_GO", "/nonexistent"))
 CLASS = os.environ.get("SWAPBENCH_MACHINE_CLASS", "cpu-test")
-BEAT = 0.3
+BEAT = 0.5
 
 folderbroker.install()
 app = Celery("fake-worker")

@@ -19,7 +19,7 @@ from django.db import connection
 
 from swapbench.intake.models import Delivery
 from swapbench.mergequeue.models import Build, QueueEntry
-from swapbench.submissions.models import Attempt, Result, Submission, Verdict
+from swapbench.submissions.models import Attempt, Result, Submission, Verdict, Worker
 from tests.platform.cast import Repository, source
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(170)]
@@ -36,7 +36,9 @@ def until(holds: Callable[[], Any], what: str) -> Any:
         if found := holds():
             return found
         time.sleep(0.1)
-    pytest.fail(f"It did not happen in {PATIENCE} s: {what}")
+    rows = list(Attempt.objects.order_by("id").values_list("id", "build", "n", "state", "worker", "sent", "failure"))
+    seen = list(Worker.objects.values_list("name", "state", "attempt"))
+    pytest.fail(f"It did not happen in {PATIENCE} s: {what}. Attempts: {rows}. Workers: {seen}.")
 
 
 def database_url() -> str:
@@ -106,7 +108,7 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path, repository: Repository, rules: Any) -> Iterator[Stage]:
     # A class of its own: with Redis, an earlier test's messages may still lie in the queue of another.
-    rules(lease_seconds=4.0, resend_seconds=5.0, machine_classes=[f"cpu-{secrets.token_hex(4)}"])
+    rules(lease_seconds=6.0, resend_seconds=8.0, machine_classes=[f"cpu-{secrets.token_hex(4)}"])
     made = Stage(tmp_path, django_settings.SWAPBENCH_POLICY)
     yield made
     made.end()

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from django.conf import settings
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 3.0
 
 
 class Child:
@@ -51,20 +52,30 @@ class Child:
         self.end()
         self.process = self._start()
 
+    def ask_to_end(self) -> None:
+        """SIGTERM to all of its group."""
+        self._signal(signal.SIGTERM)
+
     def end(self) -> None:
         """Ends it and all of its group: asked first, then killed."""
-        for how in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, how)
-            except ProcessLookupError:
-                break
-            try:
-                self.process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
-            if how == signal.SIGTERM:
-                continue  # The leader has ended; what is left of its group is killed.
+        self.ask_to_end()
+        # A judge worker would end its attempt first; the attempt is made again, so nothing is lost by not waiting for that.
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE_SECONDS)
+        self._signal(signal.SIGKILL)
         self.process.wait()
+
+    def _signal(self, which: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, which)
+
+
+def end_all(children: Sequence[Child]) -> None:
+    """Ends them, all at the same time."""
+    for child in children:
+        child.ask_to_end()
+    for child in children:
+        child.end()
 
 
 # Sets the parent-death signal (prctl(2): PR_SET_PDEATHSIG, SIGKILL) in the child itself: between fork and exec, Python code

@@ -159,8 +159,8 @@ def _why(attempt: Attempt) -> str:
         outcome = decode_outcome(attempt.outcome)
     except ProtocolError:
         return f"it ended as {attempt.status}."
-    reasons = [reason for implementation in outcome.implementations for reason in implementation.reasons]
-    sentences = [reason.sentence for reason in [*outcome.reasons, *reasons]]
+    reasons = [*outcome.reasons, *(reason for found in outcome.implementations for reason in found.reasons)]
+    sentences = [reason.sentence for reason in reasons]
     return sentences[0] if sentences else f"it ended as {attempt.status}."
 
 

@@ -30,11 +30,13 @@ def start(submission: Submission) -> list[Attempt]:
     """
     version = suite_version()
     made = []
+    most_tries = 1
     for machine_class in policy().machine_classes:
         same = submission.attempts.filter(suite_version=version, machine_class=machine_class)
         if same.filter(state__in=[Attempt.State.QUEUED, Attempt.State.RUNNING]).exists():
             continue
         number = tries.number(submission, machine_class)
+        most_tries = max(most_tries, number)
         made.append(
             Attempt.objects.create(
                 submission=submission,
@@ -46,6 +48,7 @@ def start(submission: Submission) -> list[Attempt]:
                 token=new_token(),
             )
         )
+    Submission.objects.filter(pk=submission.pk).update(tries=most_tries)
     return made
 
 

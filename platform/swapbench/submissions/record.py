@@ -51,7 +51,7 @@ def _record(row: Attempt, outcome: Outcome, text: str) -> bool:
         status=outcome.status,
         outcome=clean(text),
         failure_kind=Attempt.Failure.ENVIRONMENT if ours else Attempt.Failure.NONE,
-        failure=clean(failure_sentence(outcome.reasons, outcome.status)) if ours else "",
+        failure=clean(failure_sentence(_all_reasons(outcome), outcome.status)) if ours else "",
         finished_at=now,
         started_at=row.started_at or now,
     )
@@ -70,6 +70,10 @@ def _record(row: Attempt, outcome: Outcome, text: str) -> bool:
     write_verdicts(row, row.submission, outcome)
     settle(row.submission)
     return True
+
+
+def _all_reasons(outcome: Outcome) -> list[Reason]:
+    return [*outcome.reasons, *(reason for found in outcome.implementations for reason in found.reasons)]
 
 
 def give_up(row: Attempt, sentence: str) -> None:

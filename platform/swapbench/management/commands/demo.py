@@ -20,7 +20,7 @@ from django.db import connection
 from kombu.exceptions import OperationalError
 from rich.console import Console
 
-from swapbench.control.processes import Child, manage, python_module
+from swapbench.control.processes import Child, end_all, manage, python_module
 from swapbench.demo import progress, state
 from swapbench.demo.localforge import make_forge
 from swapbench.demo.samples import Sample, SampleError, read_samples
@@ -74,8 +74,10 @@ class Command(BaseCommand):
                 _port_is_free(port)
             began = time.monotonic()
             self._prepare(console, samples, fresh)
+            children: list[Child] = []
+            stack.callback(end_all, children)
             for child in _children(once, port, worker):
-                stack.callback(child.end)
+                children.append(child)
             found = self._watch(console, samples, None if once else port)
             seconds = time.monotonic() - began
             console.print(progress.table(found))
@@ -185,7 +187,8 @@ def _children(once: bool, port: int, worker: str | None) -> Iterator[Child]:
     logs = settings.VAR / "log"
     logs.mkdir(parents=True, exist_ok=True)
     if not once:
-        web = python_module("waitress", f"--listen=127.0.0.1:{port}", "--threads=8", "swapbench.wsgi:application")
+        limits = (f"--max-request-body-size={settings.DATA_UPLOAD_MAX_MEMORY_SIZE}", "--threads=8")
+        web = python_module("waitress", f"--listen=127.0.0.1:{port}", *limits, "swapbench.wsgi:application")
         yield Child("web", web, logs / "web.log")
     yield Child("control", manage("control"), logs / "control.log")
     machine_class = policy().machine_classes[0]
