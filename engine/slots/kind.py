@@ -250,6 +250,14 @@ class SlotKind(ABC):
         """Figures for display that follow from what was prepared (bits per weight), by name with unit."""
         return {}
 
+    def figures_of_model(self, proxy: Any) -> dict[str, float]:
+        """Figures of what `proxy` stored for the quality model, under the names that `figures` gives them. Raises CallFailed."""
+        return {}
+
+    def two_faced(self, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
+        """What is wrong where the figures of the quality model are better than those of what is timed."""
+        return None
+
     @abstractmethod
     def proxy(self, runner: Runner, header: Header) -> Any:
         """An object that fulfils the kind's contract inside the judge's engine and forwards every call through `runner`."""

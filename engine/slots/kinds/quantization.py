@@ -45,6 +45,11 @@ in each group of 64.
 These catch a weight that is not the weight. They do not decide the class: a scheme may trade error of the weight for
 error of the outputs, and what it does to a model is measured on a model."""
 
+STORED_ERROR = "relative error of the weight"
+FACES = 3.0
+"""How much larger the stored error of a timed weight may be than that of the quality model's: rows of other lengths and distributions differ by less
+than twice, 8 bits from 4 by twelve times."""
+
 GROUP = 64
 
 
@@ -202,8 +207,30 @@ class QuantizationKind(SlotKind):
         figures = {"bits per weight": 8 * packed / weight.numel()}
         if "dequant" in held:
             error = torch.linalg.vector_norm(held["dequant"].tensor - weight.float())
-            figures["relative error of the weight"] = float(error / torch.linalg.vector_norm(weight.float()))
+            figures[STORED_ERROR] = float(error / torch.linalg.vector_norm(weight.float()))
         return figures
+
+    def figures_of_model(self, proxy: Any) -> dict[str, float]:
+        """The error of all weights of the model that were packed, together."""
+        error = total = 0.0
+        for weight, packed in proxy.packed:
+            error += float((proxy.dequant(packed) - weight.float()).square().sum())
+            total += float(weight.float().square().sum())
+        return {STORED_ERROR: (error / total) ** 0.5} if total else {}
+
+    def two_faced(self, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
+        """A weight that is timed may be off by `FACES` times what those of the model are, whose quality was measured."""
+        if not model.keys() & timed.keys() & {STORED_ERROR}:
+            return None
+        ours, theirs = model[STORED_ERROR], timed[STORED_ERROR]
+        if theirs <= FACES * ours + STORED["E"]:
+            return None
+        return Finding(
+            f"The weights that are timed are stored with an error of {theirs:.2%}, those of the model whose quality was measured with "
+            f"{ours:.2%}. Sizes must not decide how coarsely a weight is stored.",
+            "dequant",
+            figures={"relative error": theirs, "allowed relative error": FACES * ours},
+        )
 
     def proxy(self, runner: Runner, header: Header) -> Any:
         """A `Quantization` that packs and multiplies through `runner`; packed tensors are shared once."""
@@ -337,6 +364,7 @@ class RemoteQuantization:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.count = 0
+        self.packed: list[tuple[Tensor, RemotePacked]] = []
 
     def pack(self, weight: Tensor) -> RemotePacked:
         """Packs in the host and shares the result with it. Raises CallFailed."""
@@ -346,7 +374,9 @@ class RemoteQuantization:
         held = {of + name.removeprefix("0/"): Held(value, "read") for name, value in results.items()}
         views = self.runner.hold(held)
         tensors = {name.removeprefix(of): view for name, view in views.items()}
-        return RemotePacked(tensors, of, (weight.shape[0], weight.shape[1]), TensorSpec.of(weight).dtype)
+        packed = RemotePacked(tensors, of, (weight.shape[0], weight.shape[1]), TensorSpec.of(weight).dtype)
+        self.packed.append((weight.detach(), packed))
+        return packed
 
     def linear(self, x: Tensor, packed: RemotePacked) -> Tensor:
         """Multiplies in the host. Raises CallFailed."""
