@@ -80,48 +80,6 @@ def granularity() -> int:
     return found.value
 
 
-class _Copy2D(ctypes.Structure):
-    """CUDA_MEMCPY2D"""
-
-    _fields_ = [
-        ("src_x", ctypes.c_size_t),
-        ("src_y", ctypes.c_size_t),
-        ("src_type", ctypes.c_int),
-        ("src_host", ctypes.c_void_p),
-        ("src_device", ctypes.c_ulonglong),
-        ("src_array", ctypes.c_void_p),
-        ("src_pitch", ctypes.c_size_t),
-        ("dst_x", ctypes.c_size_t),
-        ("dst_y", ctypes.c_size_t),
-        ("dst_type", ctypes.c_int),
-        ("dst_host", ctypes.c_void_p),
-        ("dst_device", ctypes.c_ulonglong),
-        ("dst_array", ctypes.c_void_p),
-        ("dst_pitch", ctypes.c_size_t),
-        ("width", ctypes.c_size_t),
-        ("height", ctypes.c_size_t),
-    ]
-
-
-def fetch_strided(target: int, source: int, width: int, count: int, step: int) -> None:
-    """Queues a copy of `count` pieces of `width` bytes, `step` bytes apart, from the device to pinned memory, one after the other.
-
-    Addresses as numbers. A copy engine does it: no kernel has to be scheduled between those of another process. The copy is
-    done when the current stream is.
-    """
-    copy = _Copy2D(
-        src_type=2,  # CU_MEMORYTYPE_DEVICE
-        src_device=source,
-        src_pitch=max(step, width),
-        dst_type=1,  # CU_MEMORYTYPE_HOST
-        dst_host=target,
-        dst_pitch=width,
-        width=width,
-        height=count,
-    )
-    _call("cuMemcpy2DAsync_v2", ctypes.byref(copy), ctypes.c_void_p(torch.cuda.current_stream().cuda_stream))
-
-
 class Mapping:
     """Physical memory of the current device in this process's address space; unmapped when nothing refers to it any more."""
 

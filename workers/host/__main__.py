@@ -1,6 +1,7 @@
 """`python -m workers.host FD`: serves one judge over the socket FD until told to stop."""
 
 import os
+import select
 import socket
 import sys
 import time
@@ -33,6 +34,8 @@ from workers.wire import (
     receive_at_host,
     send,
 )
+
+AWAKE_SECONDS = 0.002
 
 
 def load(message: Load) -> Driver:
@@ -87,10 +90,13 @@ def _nothing() -> None:
     pass
 
 
-def _waken() -> None:
-    """Has the accelerator change over to this process."""
-    torch.zeros(1, device="cuda")
-    torch.cuda.synchronize()
+def _stay_awake(sock: socket.socket) -> None:
+    """Waits a little for the next message without sleeping."""
+    waiting = select.poll()
+    waiting.register(sock, select.POLLIN | select.POLLRDHUP)
+    end = time.monotonic() + AWAKE_SECONDS
+    while not waiting.poll(0) and time.monotonic() < end:
+        pass
 
 
 def serve(sock: socket.socket) -> None:
@@ -100,7 +106,7 @@ def serve(sock: socket.socket) -> None:
     driver: Driver | None = None
     slot_file = ""
     finish: Callable[[], None] = _nothing
-    waken: Callable[[], None] = _nothing
+    on_device = False
     prepared: dict[str, torch.Tensor] = {}
     while True:
         try:
@@ -114,10 +120,10 @@ def serve(sock: socket.socket) -> None:
                 return
             if isinstance(message, Load):
                 slot_file = message.path
-                if message.device == "cuda":
+                on_device = message.device == "cuda"
+                if on_device:
                     # What was launched is not done: an answer before the device has finished would be caught by the judge's sample.
                     finish = torch.cuda.synchronize
-                    waken = _waken
                 started = time.monotonic()
                 driver = load(message)
                 answer = Loaded(time.monotonic() - started)
@@ -127,8 +133,12 @@ def serve(sock: socket.socket) -> None:
                     held.pop(name, None)
                 for region in message.regions:
                     held[region.name] = mappings.tensor(region)
-                waken()
                 answer = Kept()
+                if on_device and not message.buffers:
+                    # An empty request: a call follows at once.
+                    send(sock, answer)
+                    _stay_awake(sock)
+                    continue
             elif driver is None:
                 raise SlotError("No slot file is loaded.")
             elif isinstance(message, Prepare):
