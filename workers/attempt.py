@@ -46,6 +46,7 @@ from workers.protocol import (
     encode,
 )
 from workers.sandbox import NoLevel, SandboxError, best_level
+from workers.sole_use import Occupied, sole_use
 from workers.suites.integration.bench import IntegrationBench
 from workers.suites.session import SuiteResult, run_suite, worst
 from workers.suites.unit.bench import UnitBench
@@ -283,14 +284,23 @@ def make_attempt(
     if not unconfined and level not in job.policy.isolation_levels:
         levels = ", ".join(job.policy.isolation_levels)
         return _refused(job, level, f"This machine reaches isolation level {level!r}; the policy takes {levels}.")
-    workspace = Path(tempfile.mkdtemp(prefix="swapbench-", dir=temporary))
-    # The unprivileged user of a host must be able to enter what is bound for it.
-    workspace.chmod(0o755)
+
+    def waiting() -> None:
+        sentence = "Waiting until another attempt has left this accelerator"
+        report(Progress(job.attempt, "checkout", sentence, at=time.time()))
+
     try:
-        drawn_from = seed if seed is not None else os.urandom(32)
-        return Attempt(job, workspace, mirror, report, level, unconfined, slot, drawn_from).run()
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+        with sole_use(slot, job.deadline_seconds, waiting):
+            workspace = Path(tempfile.mkdtemp(prefix="swapbench-", dir=temporary))
+            # The unprivileged user of a host must be able to enter what is bound for it.
+            workspace.chmod(0o755)
+            try:
+                drawn_from = seed if seed is not None else os.urandom(32)
+                return Attempt(job, workspace, mirror, report, level, unconfined, slot, drawn_from).run()
+            finally:
+                shutil.rmtree(workspace, ignore_errors=True)
+    except Occupied as error:
+        return _refused(job, level, str(error))
 
 
 def _to_descriptor(fd: int) -> Report:

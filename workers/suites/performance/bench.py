@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,10 @@ class Course:
         self.sides = dict(sides)
         self.source = trial.source.child("performance")
         self.published = list(self.kind.cases("performance", self.header, trial.environment))
+        whole = replace(self.header, limits={})
+        everything = self.kind.cases("performance", whole, trial.environment)
+        names = {case.name for case in self.published}
+        self.refused = [case.name for case in everything if case.name not in names]
         self.cases = {case.name: self.kind.vary(case, self.source.child(case.name, "vary")) for case in self.published}
         self.held: dict[SideName, dict[str, HeldSet]] = {}
         self.calls: dict[str, int] = {}
@@ -149,7 +153,7 @@ class Course:
             for name, held in prepared(self.trial, side, list(self.cases.values()), "performance").items():
                 if isinstance(held, CallFailed):
                     raise held
-                self.prepares |= any(item.access == "read" for item in held.values())
+                self.prepares |= self.kind.preparation(self.cases[name], held) is not None
                 if self.on_device and type(self.kind).settle is SlotKind.settle:
                     # There is nothing to settle, and a host for it would take seconds to start.
                     settled[name] = held
@@ -239,7 +243,7 @@ class PairBench:
         if isinstance(client, DeviceClient):
             self._measure_on_device(benchmark, client, process, name)
             return
-        drawn = self._drawn[process.side].result()[name]
+        drawn = self._take(process.side, name)
         client.hold(self.course.held[process.side][name])
         warm, rest = drawn[:WARM_UP_CALLS], drawn[WARM_UP_CALLS:]
         answers = [client.timed(client.ready(item.call)) for item in warm]
@@ -258,6 +262,12 @@ class PairBench:
         for item, answer in zip(drawn, answers, strict=True):
             self.course.check(name, process.side, item, answer)
         self.timings[process.side][name] = Timing(samples)
+
+    def _take(self, side: SideName, name: str) -> list[Drawn]:
+        """The calls of a case. Whoever is the last to need them takes them away: a pair's inputs and outputs are gigabytes."""
+        drawn = self._drawn[side].result()
+        shared = not self.course.prepares and len(self._drawn) == 1
+        return drawn[name] if shared else drawn.pop(name)
 
     def _measure_on_device(self, benchmark: Any, client: DeviceClient, process: Process, name: str) -> None:
         course, side = self.course, process.side
