@@ -1,0 +1,83 @@
+"""The judge on an accelerator: what can be told without one, and with one the memory that both sides share."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from engine.slots.kind import TensorSpec
+from workers import vmm
+from workers.judge.accelerator import Sight
+from workers.judge.buffers import laid_out
+from workers.judge.readings import Reading, between
+from workers.statistics import contended
+
+OURS = os.getpid()
+
+
+def sight(reasons: int = 0, pids: tuple[int, ...] | None = (OURS,)) -> Sight:
+    return Sight(sm_mhz=1980, celsius=40, watts=300.0, reasons=reasons, pids=pids)
+
+
+def reading(wall: float, seen: Sight | None = None, strangers: int = 0, busy: float = 0.0) -> Reading:
+    return Reading(wall, busy, 0.0, 0.0, 0.0, 0.0, seen, strangers)
+
+
+def test_a_power_cap_is_the_works_own_affair_and_a_slowdown_is_not() -> None:
+    assert sight(reasons=0x04).held_down == ()
+    assert sight(reasons=0x04 | 0x40).held_down == ("thermal slowdown by hardware",)
+
+
+def test_processes_that_are_not_ours_are_counted() -> None:
+    assert sight(pids=(OURS, 4242, 4243)).others([4242]) == 1
+
+
+@pytest.mark.parametrize("pids", [None, (), (4242, 4243)])
+def test_where_the_driver_hides_this_process_nothing_is_concluded(pids: tuple[int, ...] | None) -> None:
+    assert sight(pids=pids).others([]) == 0
+
+
+def test_a_stranger_at_either_end_makes_a_stretch_worthless() -> None:
+    observation = between(reading(0.0, sight(), strangers=1), reading(1.0, sight()))
+    assert any("used the accelerator" in reason for reason in contended(observation))
+
+
+def test_a_clock_that_is_held_down_makes_a_stretch_worthless() -> None:
+    observation = between(reading(0.0, sight()), reading(1.0, sight(reasons=0x80)))
+    assert any("power brake" in reason for reason in contended(observation))
+
+
+def test_a_host_that_is_started_meanwhile_is_not_taken_for_another_program() -> None:
+    start, end = reading(0.0), reading(1.0, busy=3.0)
+    assert between(start, end).other_cpu_seconds == pytest.approx(3.0)
+    assert between(start, end, ahead_seconds=3.0).other_cpu_seconds == 0.0
+
+
+def test_tensors_are_laid_out_aligned_and_apart() -> None:
+    specs = {"a": TensorSpec((3,), "bool"), "b": TensorSpec((65,), "float32"), "c": TensorSpec((1,), "int64")}
+    offsets, size = laid_out(specs, 256)
+    assert offsets == {"a": 0, "b": 256, "c": 768}
+    assert size == 1024
+
+
+TAKER = """
+import sys, torch
+from workers import vmm
+mapped = vmm.take(int(sys.argv[1]), int(sys.argv[2])).bytes()
+assert int(mapped[:4].sum()) == 10, mapped[:4]
+mapped[4:8] = 7
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="shares memory of an accelerator")
+def test_another_process_reads_and_writes_the_memory_behind_a_descriptor() -> None:
+    mapping, fd = vmm.make(100)
+    ours = mapping.bytes()
+    ours[:8] = torch.tensor([1, 2, 3, 4, 0, 0, 0, 0], dtype=torch.uint8)
+    torch.cuda.synchronize()
+    subprocess.run([sys.executable, "-c", TAKER, str(fd), str(mapping.nbytes)], pass_fds=[fd], check=True, timeout=120)
+    os.close(fd)
+    assert ours[4:8].tolist() == [7, 7, 7, 7]
