@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worker = commands.add_parser("worker", help="start the Celery worker of one accelerator")
     worker.add_argument("--accelerator", type=int, default=0, help="number of the accelerator (default: 0)")
     worker.add_argument("--machine-class", help="queue to take jobs from (default: what this machine is)")
+    profile_ = commands.add_parser("profile", help="see where the time of one case goes", add_help=False)
+    profile_.add_argument("rest", nargs=argparse.REMAINDER)
     calibrate = commands.add_parser("calibrate", help="learn what this machine can tell apart", add_help=False)
     calibrate.add_argument("rest", nargs=argparse.REMAINDER)
     commands.add_parser("doctor", help="say what this machine has and lacks, and how to mend it")
@@ -57,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from workers.attempt import main as make
 
         return make(given[1:])
+    if given[:1] == ["profile"]:
+        from workers.profile import main as profile
+
+        return profile(given[1:])
     if given[:1] == ["calibrate"]:
         from workers.calibrate import main as learn
 

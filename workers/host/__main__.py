@@ -99,8 +99,8 @@ def _stay_awake(sock: socket.socket) -> None:
         pass
 
 
-def serve(sock: socket.socket) -> None:
-    """Answers the judge's messages one by one."""
+def serve(sock: socket.socket, load: Callable[[Load], Driver] = load) -> None:
+    """Answers the judge's messages one by one; `load` makes the driver of a slot file."""
     mappings = Mappings()
     held: dict[str, torch.Tensor] = {}
     driver: Driver | None = None

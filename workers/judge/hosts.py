@@ -15,6 +15,7 @@ from workers.judge.device import DeviceClient, Refills
 from workers.sandbox import GIB, MIB, Confinement, HostProcess, Limits, interpreter_view, spawn
 
 LOAD_SECONDS = 30.0
+PROFILE_BYTES = 256 * MIB
 # A host on the GPU: CUDA's libraries take 3 GiB and 40 threads, torch.compile another process for each of its workers.
 DEVICE_MEMORY_BYTES = 16 * GIB
 DEVICE_PIDS = 512
@@ -46,6 +47,8 @@ class Hosts:
     memory_bytes: int = 4 * GIB
     call_timeout: float = 30.0
     unconfined: bool = False
+    profiled_calls: int = 0
+    """Calls of each host that are recorded for their author (workers.host.profiled); 0 wherever anything is judged."""
     device: Literal["cpu", "cuda"] = "cpu"
     refills: Refills = field(default_factory=Refills, init=False)
     """What refilling inputs costs on the accelerator; measured while no host is alive."""
@@ -152,10 +155,13 @@ class Hosts:
             str(workers / "host"): "/swapbench/workers/host",
         }
         threads = str(self.threads)
+        calls = self.profiled_calls
+        program = ("workers.host.profiled", "3", str(calls)) if calls else ("workers.host", "3")
+        own = {"/profile": PROFILE_BYTES} if calls else {}
         on_device = self.device == "cuda"
         given = accelerator.current() if on_device else None
         return Confinement(
-            argv=(sys.executable, "-B", "-s", "-P", "-m", "workers.host", "3"),
+            argv=(sys.executable, "-B", "-s", "-P", "-m", *program),
             env={
                 "PATH": "/usr/bin:/bin",
                 "HOME": "/tmp",
@@ -175,7 +181,7 @@ class Hosts:
             | (given.variables() if given is not None else {}),
             readonly=dict(view.readonly) | files,
             symlinks=view.symlinks,
-            scratch={"/tmp": DEVICE_SCRATCH_BYTES if on_device else 256 * MIB},
+            scratch={"/tmp": DEVICE_SCRATCH_BYTES if on_device else 256 * MIB} | own,
             scratch_inodes=DEVICE_INODES if on_device else 16384,
             devices=given.nodes() if given is not None else (),
             socket=fd,

@@ -1,0 +1,80 @@
+"""`python -m workers.host.profiled FD CALLS`: a host that serves as any other, and writes down where the time of its calls goes.
+
+After a few calls that warm up it records CALLS calls with torch.profiler and leaves a Chrome trace and a table of operators in its scratch
+folder, before it answers the last of them. What it writes is the contributor's word about the contributor's code: it is shown and
+believed by nobody.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, profiler
+
+from engine.slots.kind import Driver, Scalar
+from workers.host.__main__ import load, serve
+from workers.wire import Load
+
+WARM_UP_CALLS = 3
+FOLDER = Path("/profile")
+TRACE = "trace.json"
+OPERATORS = "operators.txt"
+ROWS = 25
+
+
+class ProfiledDriver:
+    """A driver whose calls after the first few are recorded; preparations are not."""
+
+    def __init__(self, driver: Driver, calls: int, folder: Path) -> None:
+        self.driver = driver
+        self.left = calls
+        self.warm_up = WARM_UP_CALLS
+        self.folder = folder
+        activities = [profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(profiler.ProfilerActivity.CUDA)
+        self.profile = profiler.profile(activities=activities, record_shapes=True)
+
+    def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.driver.prepare(operation, params, inputs)
+
+    def run(
+        self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor], held: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if self.warm_up:
+            self.warm_up -= 1
+            if not self.warm_up:
+                self.profile.start()
+            return self.driver.run(operation, params, inputs, held)
+        with profiler.record_function(f"call: {operation}"):
+            results = self.driver.run(operation, params, inputs, held)
+        self.left -= 1
+        if self.left == 0:
+            self._write()
+        return results
+
+    def _write(self) -> None:
+        self.profile.stop()
+        self.profile.export_chrome_trace(str(self.folder / TRACE))
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        averages = self.profile.key_averages(group_by_input_shape=True)
+        (self.folder / OPERATORS).write_text(averages.table(sort_by=by, row_limit=ROWS, max_name_column_width=44))
+
+
+def main() -> None:
+    """Takes over the inherited socket and serves."""
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    calls = int(sys.argv[2])
+
+    def profiled(message: Load) -> Driver:
+        return ProfiledDriver(load(message), calls, FOLDER)
+
+    serve(sock, profiled)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
