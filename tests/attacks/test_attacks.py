@@ -1,5 +1,6 @@
 """Every hostile slot file, through checkout, sandbox, host, judge and suites as a worker runs them."""
 
+import dataclasses
 import gc
 import hashlib
 import os
@@ -8,16 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.corpus import CANARY, DEVICE, ENGINE, HERE, Attack, Range, attacks, parse
+from engine.slots.header import Header
+from engine.slots.kind import kind_named
+from tests.attacks.corpus import CANARY, DEVICE, HERE, Attack, Range, attacks, parse
+from workers.judge.machine import environment
 from workers.protocol import Outcome, decode_outcome, encode
 
 
 def fingerprint(ground: Range) -> str:
-    """A hash over what is bound for a host to see, and no attack may change: the engine and the host's own code."""
+    """A hash over the repository that jobs are taken from, its objects and its engine, apart from what the attack's own commit adds."""
     digest = hashlib.sha256()
-    for folder in (ground.repository / "engine", ENGINE.parent / "workers" / "host"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(str(path).encode() + path.read_bytes())
+    for path in sorted((ground.repository / "engine").rglob("*.py")):
+        digest.update(str(path).encode() + path.read_bytes())
+    digest.update((ground.repository / ".git" / "config").read_bytes())
     return digest.hexdigest()
 
 
@@ -56,7 +60,7 @@ def check(attack: Attack, ground: Range, canary: str) -> None:
     assert canary not in text, f"{attack.name} read the judge's environment."
     assert "LEAK" not in text, shown
     assert not ground.left_behind(), f"{attack.name} left {ground.left_behind()}."
-    assert fingerprint(ground) == before, f"{attack.name} changed the engine or the suites."
+    assert fingerprint(ground) == before, f"{attack.name} changed the repository."
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 4, f"{attack.name} made the judge keep descriptors."
     assert outcome.status in attack.expect, shown
@@ -66,10 +70,21 @@ def check(attack: Attack, ground: Range, canary: str) -> None:
     assert_no_better(attack, outcome)
 
 
+def whole(attack: Attack) -> Header:
+    """The attack's header without its limits."""
+    return dataclasses.replace(attack.header, limits={})
+
+
 def assert_no_better(attack: Attack, outcome: Outcome) -> None:
     """An attack that passes is not found faster than what it was measured against, and its times are at least the true ones."""
     for item in outcome.implementations:
         assert item.status != "passed" or item.speed != "faster", f"{attack.name} passed as faster: {item.summary}"
+        if attack.covers_all and item.performance is not None:
+            published = [
+                case.name for case in kind_named(item.kind or "").cases("performance", whole(attack), environment())
+            ]
+            for pair in item.performance.pairs:
+                assert sorted(pair.head) == sorted(published), f"{attack.name} chose what it is compared on."
         if attack.at_least_ms:
             assert item.performance is not None
             assert item.performance.pairs

@@ -30,6 +30,10 @@ RULE_ARTIFACT = "rule.json"
 EQUIVALENCE = {"cpu": 0.05, "cuda": 0.02}
 
 
+REFUSED_SECONDS = 1.0
+"""Stands on both sides of a published case that the implementation's limits leave out: it counts as neither faster nor slower."""
+
+
 class UnfitMachine(Exception):
     """The accelerator is shared or held down, so that nothing measured on it says anything; `str(error)` says how it shows."""
 
@@ -104,12 +108,14 @@ class _Stage:
             self.repeats += 1
             thrown_away.append("; ".join(reasons))
             self.trial.say("performance", f"Pair {index + 1} is repeated: {reasons[0]}", done, total, "pairs")
+        # Else whoever declares only the cases that suit it would be compared on those alone.
+        refused = dict.fromkeys(self.course.refused, REFUSED_SECONDS)
         record = PairRecord(
             index=index,
             order=order,
             phase=phase,
-            base={name: timing.median for name, timing in bench.timings["base"].items()},
-            head={name: timing.median for name, timing in bench.timings["head"].items()},
+            base={name: timing.median for name, timing in bench.timings["base"].items()} | refused,
+            head={name: timing.median for name, timing in bench.timings["head"].items()} | refused,
             base_samples={name: timing.samples for name, timing in bench.timings["base"].items()},
             head_samples={name: timing.samples for name, timing in bench.timings["head"].items()},
             repeated=tuple(thrown_away),
@@ -243,6 +249,7 @@ def _report(stage: _Stage, decision: Decision) -> SpeedResult:
     cases = [
         CaseSpeed(result.case, *medians[result.case], interval(result.estimate) or Interval(0, 0, 0), result.p)
         for result in decision.cases
+        if result.case not in stage.course.refused
     ]
     whole = interval(decision.estimate)
     against_baseline = trial.subject.base == trial.subject.baseline
@@ -268,6 +275,8 @@ def _report(stage: _Stage, decision: Decision) -> SpeedResult:
             )
         )
     figures: dict[str, float] = {}
+    if stage.course.refused:
+        figures["cases refused, counted as no gain"] = float(len(stage.course.refused))
     for name, case in stage.course.cases.items():
         for figure, value in stage.course.kind.figures(case, stage.course.held["head"][name]).items():
             figures.setdefault(figure, value)

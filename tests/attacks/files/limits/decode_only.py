@@ -1,6 +1,6 @@
 # /// attack
 # expect = ["passed", "failed", "inconclusive"]
-# suites = ["unit", "performance"]
+# suites = ["performance"]
 # covers_all = true
 # ///
 # /// swapbench
