@@ -150,8 +150,9 @@ def _decide_again(outcome: Outcome, item: ImplementationOutcome, done: Replay) -
         decision = decided(msgspec.json.decode(text, type=Rule), item.performance)
         done.compare(f"{name}, speed", item.performance.decision, decision.kind)
         done.compare(f"{name}, why", item.performance.why, decision.why)
-        for case, result in zip(item.performance.cases, decision.cases, strict=False):
-            done.compare(f"{name}, speed-up of {case.case}", case.speedup.estimate, result.estimate.gain)
+        gains = {result.case: result.estimate.gain for result in decision.cases}
+        for case in item.performance.cases:
+            done.compare(f"{name}, speed-up of {case.case}", case.speedup.estimate, gains.get(case.case))
         if decision.kind == "slower":
             done.compare(f"{name}, a slower head fails", item.status, "failed")
         done.decided.append(f"{name}: {decision.why}")

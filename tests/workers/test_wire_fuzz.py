@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -17,10 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.slots.kind import Call, CallFailed, Held, Preparation, TensorSpec
+from engine.slots.header import parse_header
+from engine.slots.kind import Call, CallFailed, Environment, Held, Preparation, TensorSpec, kind_named
+from engine.slots.source import Source
 from workers import wire
 from workers.host.mapping import Mappings
 from workers.judge.client import CallTimedOut, ContributedError, HostClient, HostDied, Tampered
+from workers.judge.trial import prepared
 
 DEADLINE = 0.3
 HANGS = 20.0
@@ -290,7 +294,7 @@ def quick_collections() -> Iterator[None]:
     gc.unfreeze()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, min_size=1, max_size=8))
 def test_no_host_can_crash_hang_or_fool_the_judge(script: list[Callable[[Hostile], None]]) -> None:
     before = descriptors()
@@ -448,3 +452,29 @@ def test_headers_that_promise_more_than_they_bring_cost_no_memory() -> None:
         assert type(seen.verdict) is Tampered
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 64 * 1024
+
+
+def test_a_packed_tensor_cannot_take_the_place_of_the_weight_that_it_is_checked_against() -> None:
+    """A host names what it packs as it likes; the judge finds the original weight by name."""
+    kind = kind_named("quantization")
+    header = parse_header(
+        '# /// swapbench\n# kind = "quantization"\n# name = "x"\n# class = "Q4"\n# devices = ["cpu"]\n'
+        '# dtypes = ["float32"]\n# summary = "s"\n# ///\n'
+    )
+    where = Environment("cpu-test", "cpu", ("float32",))
+    source = Source(b"\0" * 32)
+    (case, *_) = kind.cases("unit", header, where)
+    packed = [wire.Spec("weight", (64,), "float32"), wire.Spec("0/weight", (64,), "float32")]
+    peer = Hostile([prepared_as(packed)])
+    trial = SimpleNamespace(
+        subject=SimpleNamespace(kind=kind),
+        source=source,
+        restarts=0,
+        open=lambda side: HostClient(peer, peer.ours, call_timeout=DEADLINE),
+        remaining=lambda: DEADLINE,
+        note=lambda name, tensors: None,
+        hosts=SimpleNamespace(start_ahead=lambda side: None),
+    )
+    found = prepared(trial, None, [case], "unit")[case.name]  # type: ignore[arg-type]
+    assert type(found) is Tampered
+    assert "'weight'" in str(found)
