@@ -172,7 +172,10 @@ def test_a_sample_that_cannot_be_read_is_named(text: str, pulls: Path) -> None:
         read_samples(pulls)
 
 
-def demo(folder: Path, pulls: Path, *options: str) -> "subprocess.Popen[str]":
+WORKER = "-m celery -A tests.platform.fakeworker worker -Q judge.cpu-test --pool solo -l warning"
+
+
+def demo(folder: Path, pulls: Path, *options: str, worker: str = WORKER) -> "subprocess.Popen[str]":
     environment = {
         key: value for key, value in os.environ.items() if key not in ("DATABASE_URL", "SWAPBENCH_BROKER_URL")
     }
@@ -183,7 +186,6 @@ def demo(folder: Path, pulls: Path, *options: str) -> "subprocess.Popen[str]":
         "PYTHONPATH": PATHS,
     }
     environment.pop("DJANGO_SETTINGS_MODULE", None)
-    worker = "-m celery -A tests.platform.fakeworker worker -Q judge.cpu-test --pool solo -l warning"
     return subprocess.Popen(
         [sys.executable, "manage.py", "demo", "--pulls", str(pulls), "--worker", worker, *options],
         cwd=ROOT,
@@ -238,4 +240,15 @@ def test_ctrl_c_ends_all_that_the_demo_started(tmp_path: Path, pulls: Path, requ
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Run it again" in said
+    assert processes_below(folder) == []
+
+
+def test_a_worker_that_cannot_run_is_said_and_not_waited_for(tmp_path: Path, pulls: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    process = demo(folder, pulls, "--once", worker="-m no_such_module")
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "The judge worker ended 4 times" in said
+    assert "No module named no_such_module" in said
     assert processes_below(folder) == []

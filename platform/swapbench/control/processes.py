@@ -19,6 +19,7 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], log: Path | None = None, **environment: str) -> None:
         self.name = name
         self._command = command
+        self.restarts = 0
         self._log = log
         self._environment = environment
         self.process = self._start()
@@ -50,7 +51,14 @@ class Child:
     def restart(self) -> None:
         """Starts it again, after it has ended."""
         self.end()
+        self.restarts += 1
         self.process = self._start()
+
+    def last_words(self) -> str:
+        """The end of what it wrote to its log."""
+        if self._log is None:
+            return ""
+        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
 
     def ask_to_end(self) -> None:
         """SIGTERM to all of its group."""

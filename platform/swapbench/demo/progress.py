@@ -28,6 +28,7 @@ class Bars:
             TextColumn("{task.fields[said]}", markup=False),
             TimeElapsedColumn(),
             console=console,
+            refresh_per_second=2,
             # Where there is no terminal, lines would pile up; `say` prints what changed instead.
             disable=not console.is_terminal,
         )

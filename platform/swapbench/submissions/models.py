@@ -134,7 +134,6 @@ class Attempt(models.Model):
         NONE = "", ""
         LEASE = "lease", _("the worker fell silent")
         DEADLINE = "deadline", _("the deadline passed")
-        NO_WORKER = "no_worker", _("no worker took it")
         ENVIRONMENT = "environment", _("the machine was not fit to judge")
         SUPERSEDED = "superseded", _("a newer push took its place")
         CANCELLED = "cancelled", _("cancelled by a person")

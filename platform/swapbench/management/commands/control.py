@@ -22,7 +22,7 @@ class Command(BaseCommand):
     help = "Run the control plane: intake, dispatch, leases, merge queue and reports, until it is stopped."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--turn", type=float, default=0.7, help="seconds between turns (default: %(default)s)")
+        parser.add_argument("--turn", type=float, default=1.0, help="seconds between turns (default: %(default)s)")
         parser.add_argument("--once", action="store_true", help="do one turn and end, without the Celery worker")
 
     def handle(self, *, turn: float, once: bool, **options: Any) -> None:

@@ -31,6 +31,11 @@ from workers.protocol import CONTROL_QUEUE, judge_queue
 DEMO_POLICY = {"first_time_needs_approval": False, "merge_approvals": 0}
 """The demo's pull requests are its own, so nobody needs to read them before they run and are merged."""
 
+WATCH_SECONDS = 1.0
+"""Between looks at the database: attempts measure time on the same cores."""
+NO_TERMINAL_WIDTH = 160
+RESTARTS_AT_MOST = 3
+
 
 class Command(BaseCommand):
     requires_system_checks = ()  # They import every page, which takes seconds.
@@ -58,6 +63,8 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = NO_TERMINAL_WIDTH
         if settings.SWAPBENCH_FORGE != "local":
             raise CommandError("The demo makes a forge of its own; unset SWAPBENCH_FORGE to run it.")
         try:
@@ -78,7 +85,7 @@ class Command(BaseCommand):
             stack.callback(end_all, children)
             for child in _children(once, port, worker):
                 children.append(child)
-            found = self._watch(console, samples, None if once else port)
+            found = self._watch(console, samples, children, None if once else port)
             seconds = time.monotonic() - began
             console.print(progress.table(found))
             if json_file is not None:
@@ -87,7 +94,8 @@ class Command(BaseCommand):
             if not once:
                 console.print(f"The pages are at http://127.0.0.1:{port}/ until you press Ctrl-C.")
                 while True:
-                    time.sleep(3600)
+                    _tend(children, console)
+                    time.sleep(WATCH_SECONDS)
         if once and any(pull.unexpected() for pull in found):
             raise CommandError("Not every sample came out as expected; the table says where.", returncode=1)
 
@@ -108,7 +116,9 @@ class Command(BaseCommand):
             raise CommandError(f"The demo's forge could not be made: {error}") from None
         console.print(f"The forge is {settings.SWAPBENCH_LOCAL_FORGE}, with {len(samples)} pull requests.")
 
-    def _watch(self, console: Console, samples: list[Sample], port: int | None) -> list[state.Pull]:
+    def _watch(
+        self, console: Console, samples: list[Sample], children: list[Child], port: int | None
+    ) -> list[state.Pull]:
         """Shows the bars until all samples have come to their end, then returns what became of them."""
         if port is not None:
             console.print(f"The pages are at http://127.0.0.1:{port}/")
@@ -120,7 +130,8 @@ class Command(BaseCommand):
                 ended = all(pull.ended for pull in found) and state.live_build() is None
                 if ended and not state.may_enter_still(found):
                     return state.pulls(samples, with_outcomes=True)
-                time.sleep(0.4)
+                _tend(children, console)
+                time.sleep(WATCH_SECONDS)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -197,6 +208,20 @@ def _children(once: bool, port: int, worker: str | None) -> Iterator[Child]:
     if machine_class.startswith("cpu"):
         environment["CUDA_VISIBLE_DEVICES"] = ""
     yield Child("judge worker", command, logs / "worker.log", **environment)
+
+
+def _tend(children: list[Child], console: Console) -> None:
+    """Starts again what ended; what keeps ending has something to say about it."""
+    for child in children:
+        if child.ended:
+            status = child.process.returncode
+            if child.restarts >= RESTARTS_AT_MOST:
+                raise CommandError(
+                    f"The {child.name} ended {child.restarts + 1} times, at last with status {status}:\n"
+                    f"{child.last_words()}\n`swapbench doctor` says what this machine lacks."
+                )
+            console.print(f"The {child.name} ended with status {status}; it is started again.")
+            child.restart()
 
 
 def _write(path: Path, found: list[state.Pull], seconds: float) -> None:
