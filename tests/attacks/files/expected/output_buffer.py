@@ -1,6 +1,5 @@
 # /// attack
 # expect = ["tampered", "failed"]
-# quick = true
 # ///
 # /// swapbench
 # kind = "activation"

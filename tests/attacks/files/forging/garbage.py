@@ -1,6 +1,5 @@
 # /// attack
 # expect = ["tampered"]
-# quick = true
 # ///
 # /// swapbench
 # kind = "activation"

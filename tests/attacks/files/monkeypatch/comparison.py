@@ -1,6 +1,5 @@
 # /// attack
 # expect = ["failed"]
-# quick = true
 # ///
 # /// swapbench
 # kind = "activation"

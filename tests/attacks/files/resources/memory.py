@@ -1,7 +1,6 @@
 # /// attack
 # expect = ["failed"]
 # says = "memory"
-# quick = true
 # ///
 # /// swapbench
 # kind = "activation"
