@@ -86,7 +86,11 @@ def _attempt(attempt: Attempt) -> tuple[int, str]:
     stage = attempt.stage or "checkout"
     position = STAGES.index(stage) if stage in STAGES else 0
     share = min(1.0, attempt.done / attempt.total) if attempt.total else 0.0
-    counted = f" {attempt.done}/{attempt.total} {plain(attempt.unit)}" if attempt.total else ""
+    counted = (
+        f" {attempt.done}/{attempt.total} {plain(attempt.unit)}"
+        if attempt.total
+        else f" {plain(attempt.sentence)[:60]}"
+    )
     return int(SPAN * (position + share) / len(STAGES)), f"{stage} ·{counted}"
 
 
