@@ -31,7 +31,7 @@ class Attack:
 
     expect: statuses that are acceptable. says: alternatives, separated by |, of which one must stand in a reason. quick: belongs to the
     quick share of the corpus. suites: those that it is run through. at_least_ms: what each of its calls takes in truth. stage_seconds: time for
-    each stage. covers_all: its score must be over all published cases, not only over those that it chose.
+    each stage. unstopped: why it succeeds for now, which docs/threat-model.md says, too. covers_all: its score must be over all published cases, not only over those that it chose.
     """
 
     path: Path
@@ -42,6 +42,7 @@ class Attack:
     at_least_ms: float = 0.0
     stage_seconds: float = 0.0
     covers_all: bool = False
+    unstopped: str = ""
 
     @property
     def name(self) -> str:

@@ -46,7 +46,15 @@ def canary(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def cases(quick: bool) -> list[object]:
-    return [pytest.param(attack, id=attack.name) for attack in attacks() if attack.quick is quick]
+    return [
+        pytest.param(
+            attack,
+            id=attack.name,
+            marks=[pytest.mark.xfail(reason=attack.unstopped, strict=False)] if attack.unstopped else [],
+        )
+        for attack in attacks()
+        if attack.quick is quick
+    ]
 
 
 def check(attack: Attack, ground: Range, canary: str) -> None:
