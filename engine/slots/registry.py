@@ -45,7 +45,8 @@ def load_file(path: Path) -> tuple[Header, Any]:
     before = set(_announced)
     module_name = f"engine.{FOLDERS[header.kind]}.{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)

@@ -14,7 +14,7 @@ import msgspec
 from engine.slots.kind import CallFailed
 from workers.judge import calibration
 from workers.judge.calibration import SlotCalibration
-from workers.judge.trial import Impossible, StageTimedOut, Trial, Wrong, reason_of, status_of
+from workers.judge.trial import Impossible, StageTimedOut, Trial, Wrong, reason_of, recipe_of, status_of
 from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed
 from workers.sandbox import SandboxError
 from workers.statistics import Decision, Estimate, Rule, contended, looks_within, may_repeat
@@ -271,6 +271,11 @@ def _report(stage: _Stage, decision: Decision) -> SpeedResult:
                 f"{decision.why[:1].upper()}{decision.why[1:]}, against {trial.subject.base.name}.",
                 "performance",
                 case=", ".join(decision.blocked_by),
+                recipe="; ".join(
+                    recipe_of(case)
+                    for name, case in stage.course.cases.items()
+                    if not decision.blocked_by or name in decision.blocked_by
+                )[:4000],
                 next_step="Compare both on the cases above with `swapbench check --suite performance`, or profile with `swapbench profile`.",
             )
         )

@@ -4,15 +4,26 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('submissions', '0001_initial'),
+        ("submissions", "0001_initial"),
     ]
 
     operations = [
         migrations.AlterField(
-            model_name='attempt',
-            name='failure_kind',
-            field=models.CharField(blank=True, choices=[('', ''), ('lease', 'the worker fell silent'), ('deadline', 'the deadline passed'), ('environment', 'the machine was not fit to judge'), ('superseded', 'a newer push took its place'), ('cancelled', 'cancelled by a person')], default='', max_length=12),
+            model_name="attempt",
+            name="failure_kind",
+            field=models.CharField(
+                blank=True,
+                choices=[
+                    ("", ""),
+                    ("lease", "the worker fell silent"),
+                    ("deadline", "the deadline passed"),
+                    ("environment", "the machine was not fit to judge"),
+                    ("superseded", "a newer push took its place"),
+                    ("cancelled", "cancelled by a person"),
+                ],
+                default="",
+                max_length=12,
+            ),
         ),
     ]
