@@ -142,7 +142,7 @@ class Attempt:
                 results.append(self._stage("unit", trial, share, lambda: self._unit(trial)))
             if self._goes_on(results) and "integration" in self.job.suites:
                 bench = IntegrationBench(trial)
-                results.append(self._stage("integration", trial, share, lambda: run_suite("integration", bench, trial)))
+                results.append(self._stage("integration", trial, share, lambda: self._integration(trial, bench)))
                 quality, meets = bench.quality, bench.meets
                 figures |= bench.figures
             if self._goes_on(results) and "performance" in self.job.suites:
