@@ -1,5 +1,5 @@
 # /// attack
-# expect = ["passed", "failed", "inconclusive", "tampered"]
+# expect = ["passed", "failed", "inconclusive", "tampered", "timed_out_code"]
 # suites = ["performance"]
 # ///
 # /// swapbench

@@ -1,6 +1,6 @@
 # /// attack
 # expect = ["failed"]
-# says = "slower"
+# says = "Slower"
 # suites = ["performance"]
 # ///
 # /// swapbench

@@ -1,6 +1,6 @@
 # /// attack
 # expect = ["failed"]
-# says = "slower"
+# says = "Slower"
 # suites = ["performance"]
 # at_least_ms = 8
 # ///
