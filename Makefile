@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.swapbench-installed
 
-.PHONY: help setup demo test lint format messages constraints clean
+.PHONY: help setup demo test attacks lint format messages constraints clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ demo: $(STAMP) ## Judge the sample pull requests and serve the pages on http://1
 test: $(STAMP) ## Run the tests (the quick ones; .ci/run runs all)
 	@scripts/ensure-bubblewrap
 	$(PY) -m pytest -q -m 'not slow and not browser' $(ARGS)
+
+attacks: $(STAMP) ## Judge the whole corpus of hostile slot files (about half an hour; `make test` has the quick ones)
+	@scripts/ensure-bubblewrap
+	$(PY) -m pytest -q tests/attacks -o timeout=900 $(ARGS)
 
 lint: $(STAMP) ## Check style, types and import contracts
 	$(VENV)/bin/ruff check .

@@ -1,12 +1,13 @@
 """Calibration: a bank that survives being killed, what is learned from it, and how the rule of an attempt uses that within bounds."""
 
+import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from engine.slots.registry import load_file
+from engine.slots import registry
 from workers import calibrate
 from workers.calibrate import Bank, BankedAttempt, BankedPair, learn, slowed, workspace
 from workers.judge import calibration
@@ -128,11 +129,14 @@ def test_a_broken_calibration_is_an_error_with_its_path(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("slot", sorted(calibrate.SPINNING))
-def test_a_slowed_copy_is_a_slot_file_that_spins(slot: str, tmp_path: Path) -> None:
+def test_a_slowed_copy_is_a_slot_file_that_spins(slot: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests of this process may have loaded the default that the copy is named after.
+    monkeypatch.setattr(registry, "_announced", {})
     with workspace() as made:
         path = made.default(slot)
         tree = made.tree(path, slowed((made.repository / path).read_text(), slot, 0.05))
-        header, implementation = load_file(tree / path)
+        monkeypatch.delitem(sys.modules, path.removesuffix(".py").replace("/", "."), raising=False)
+        header, implementation = registry.load_file(tree / path)
     assert header.kind == slot
     assert getattr(implementation, calibrate.SPINNING[slot]).__name__ == "spinning"
 
