@@ -15,9 +15,6 @@ import msgspec
 MAX_MESSAGE_BYTES = 200_000
 MAX_FDS = 32
 MAX_TENSORS = 256
-MAX_TENSOR_BYTES = 4 * 1024**3
-DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-FP8_DTYPES = ("float8_e4m3fn", "float8_e5m2")
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
 Dtype = Literal[

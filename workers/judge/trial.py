@@ -109,7 +109,6 @@ class Trial:
     """What the integration suite found out about the subject in the model; the timed weights must be no worse."""
     _allowed: float = field(default=float("inf"), init=False)
     _waited_before: float = field(default=0.0, init=False)
-    _held: dict[str, HeldSet | CallFailed] = field(default_factory=dict, init=False)
 
     def begin(self, seconds: float) -> None:
         """Begins a stage that may take `seconds`."""

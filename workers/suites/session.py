@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,10 +151,3 @@ def run_suite(
             )
         )
     return reporter.result
-
-
-def timed_stage(trial: Trial, seconds: float) -> float:
-    """Sets the trial's deadline for a stage of `seconds` and returns when it began, on time.monotonic()."""
-    now = time.monotonic()
-    trial.deadline = now + seconds
-    return now
