@@ -8,8 +8,10 @@ import pytest
 from django.utils import timezone
 
 from swapbench.forge.local import LocalForge
+from swapbench.forge.mirror import git
 from swapbench.intake.take_in import take_in
 from swapbench.submissions import lease
+from swapbench.submissions.approve import approve_judging
 from swapbench.submissions.dispatch import dispatch
 from swapbench.submissions.models import Attempt, Result, Submission, Verdict, Worker
 from swapbench.submissions.reaper import reap
@@ -273,6 +275,23 @@ def test_only_a_maintainer_draws_a_decided_verdict_again(submission: Submission,
     assert [verdict.current for verdict in submission.verdicts.order_by("id")] == [False, True]
 
 
+@pytest.mark.parametrize("by", ["alice", "dora"])
+def test_a_retry_runs_nothing_that_nobody_approved(
+    by: str, repository: Repository, forge: LocalForge, rules: Any
+) -> None:
+    rules(first_time_needs_approval=True)
+    repository.pull(1, {SWIFT: source()})
+    submission = taken_in(forge, 1)
+    assert cancel(submission, "alice", "Not yet.")
+    retry(submission, by, may_maintain=by == "dora")
+    submission.refresh_from_db()
+    assert (submission.state, submission.attempts.count()) == (Submission.State.WAITING, 0)
+    approve_judging(submission, "dora", submission.head_sha)
+    assert cancel(submission, "alice", "Not yet.")
+    retry(submission, by, may_maintain=by == "dora")
+    assert submission.attempts.get(state=Attempt.State.QUEUED).round == 2
+
+
 def test_each_measured_try_leaves_less_alpha(
     repository: Repository, forge: LocalForge, submission: Submission, attempt: Attempt
 ) -> None:
@@ -294,6 +313,42 @@ def test_the_same_code_gets_its_verdict_again_and_no_other_draw(
     assert (verdict.reused_from, verdict.name, verdict.speed) == (submission.verdicts.get(), "swifter", "no_difference")
     repository.pull(2, {"engine/attention/copied.py": source(name="copied")}, author="bob")
     assert taken_in(forge, 2).state == Submission.State.JUDGING  # Nobody is given what another was.
+
+
+def test_a_head_that_comes_back_gets_the_verdict_that_its_code_earned_meanwhile(
+    repository: Repository, forge: LocalForge, submission: Submission
+) -> None:
+    first = submission.head_sha
+    repository.pull(1, {SWIFT: source(body="x = 1  # The same, said otherwise.")})
+    second = taken_in(forge, 1)
+    attempt = second.attempts.get()
+    record(*signed(attempt, outcome_of(attempt, implementation(speed="no_difference"))))
+    git(repository.path, "update-ref", "refs/pull/1/head", first)
+    again = taken_in(forge, 1)
+    again.refresh_from_db()
+    assert (again, again.state) == (submission, Submission.State.JUDGED)
+    assert again.verdicts.get().reused_from == second.verdicts.get()
+    assert [row.round for row in again.attempts.order_by("id")] == [1, 2]
+
+
+@pytest.mark.parametrize("leave", ["cancel", "push"])
+def test_a_measurement_that_its_author_stops_is_a_try(
+    leave: str, repository: Repository, forge: LocalForge, submission: Submission, attempt: Attempt
+) -> None:
+    started(attempt)
+    for stage in ("unit", "performance"):
+        said = Progress(str(attempt.pk), stage, "Pair 9 of 24.", 9, 24, "pairs", 1.0)  # type: ignore[arg-type]
+        assert lease.progress(str(attempt.pk), attempt.token, said)
+    if leave == "cancel":
+        assert cancel(submission, "alice", "It does not look well.")
+        retry(submission, "alice", may_maintain=False)
+        newest = submission.attempts.get(round=2)
+    else:
+        repository.pull(1, {SWIFT: source(body="x = 1  # Another draw, please.")})
+        newest = taken_in(forge, 1).attempts.get()
+    assert newest.alpha == pytest.approx(attempt.alpha / 4)
+    repository.pull(2, {"engine/attention/other.py": source(name="other")}, author="bob")
+    assert taken_in(forge, 2).attempts.get().alpha == attempt.alpha
 
 
 def test_every_machine_class_must_have_judged(repository: Repository, forge: LocalForge, rules: Any) -> None:

@@ -8,7 +8,7 @@ from swapbench.forge.contract import Forge, ForgeError, PullRequestInfo
 from swapbench.forge.mirror import GitError, Mirror, mirror
 from swapbench.intake.examine import Examination, Note, examine
 from swapbench.submissions import audit, judge
-from swapbench.submissions.models import Approval, FileOwner, PullRequest, Submission
+from swapbench.submissions.models import FileOwner, PullRequest, Submission
 from swapbench.submissions.policy import ControlPolicy, policy
 from swapbench.submissions.supersede import cancel, supersede
 from swapbench.submissions.text import clean, clean_tree
@@ -66,12 +66,11 @@ def _call_off(pull_request: PullRequest, why: str) -> None:
 
 def _revive(submission: Submission) -> None:
     """A head that was left is the head again: it goes on where it was."""
-    approved = submission.approvals.filter(purpose=Approval.Purpose.JUDGE, head_sha=submission.head_sha).exists()
     with transaction.atomic():
-        if submission.approval_needed and not approved:
-            Submission.objects.filter(pk=submission.pk, state=submission.state).update(state=Submission.State.WAITING)
-        else:
+        if judge.may_run(submission):
             judge.begin(submission, submission.state)
+        else:
+            judge.wait_again(submission, submission.state)
 
 
 def _update(forge: Forge, info: PullRequestInfo) -> tuple[PullRequest, bool]:

@@ -23,6 +23,12 @@ def new_token() -> str:
     return secrets.token_hex(32)
 
 
+def next_round(submission: Submission, machine_class: str) -> int:
+    """The round that attempts with the present suites are made in from now on, from 1."""
+    same = submission.attempts.filter(suite_version=suite_version(), machine_class=machine_class)
+    return (same.aggregate(Max("round"))["round__max"] or 0) + 1
+
+
 def start(submission: Submission) -> list[Attempt]:
     """Queues a new round of attempts of a submission, one per machine class; none where one is live already.
 
@@ -42,7 +48,7 @@ def start(submission: Submission) -> list[Attempt]:
                 submission=submission,
                 suite_version=version,
                 machine_class=machine_class,
-                round=(same.aggregate(Max("round"))["round__max"] or 0) + 1,
+                round=next_round(submission, machine_class),
                 suites=list(ALL_SUITES),
                 alpha=tries.alpha(number),
                 token=new_token(),

@@ -3,7 +3,7 @@
 from django.utils import timezone
 
 from swapbench.submissions import audit
-from swapbench.submissions.attempts import new_token
+from swapbench.submissions.attempts import new_token, next_round
 from swapbench.submissions.models import Attempt, Submission, Verdict
 from swapbench.submissions.policy import policy, suite_version
 from swapbench.submissions.verdicts import OURS, worst
@@ -67,6 +67,7 @@ def reuse(submission: Submission) -> bool:
             submission=submission,
             suite_version=version,
             machine_class=machine_class,
+            round=next_round(submission, machine_class),
             state=Attempt.State.FINISHED,
             status=worst(earlier.status for _, earlier in pairs),
             sentence="The same code was judged before; its verdict stands.",

@@ -13,6 +13,7 @@ from django.views.decorators.http import require_POST, require_safe
 from swapbench.mergequeue.hold import hold, put_back, release, take_out
 from swapbench.mergequeue.models import BranchState, QueueEntry
 from swapbench.submissions.approve import approve_judging, approve_merging
+from swapbench.submissions.models import Submission
 from swapbench.submissions.refusal import NotPossible
 from swapbench.submissions.retry import retry
 from swapbench.submissions.supersede import cancel
@@ -65,6 +66,8 @@ def _approve_merging(request: HttpRequest, by: str) -> str:
 def _retry(request: HttpRequest, by: str) -> str:
     submission = found(filters.number(request.POST, "submission", 0))
     retry(submission, by, may_maintain=True)
+    if submission.state == Submission.State.WAITING:
+        return _("Submission %(number)d waits for approval again.") % {"number": submission.pk}
     return _("Submission %(number)d is judged once more.") % {"number": submission.pk}
 
 
