@@ -1,12 +1,17 @@
 """What intake makes of pull requests, good and bad: a Submission or a refusal with a sentence, never an exception."""
 
+from dataclasses import replace
+
 import pytest
 
+from swapbench.forge.contract import PullRequestInfo
 from swapbench.forge.local import LocalForge
 from swapbench.intake.reconcile import reconcile
+from swapbench.intake.take_in import take_in
 from swapbench.submissions.approve import approve_judging
 from swapbench.submissions.models import Attempt, FileOwner, PullRequest, Submission
 from swapbench.submissions.refusal import NotPossible
+from swapbench.submissions.supersede import cancel
 from tests.platform.cast import MAINTAINER, Repository, source, taken_in
 
 pytestmark = pytest.mark.django_db
@@ -195,3 +200,36 @@ def test_a_pull_request_that_goes_away_is_called_off(repository: Repository, for
     submission = Submission.objects.get()
     assert (submission.state, submission.pull_request.state) == (Submission.State.CANCELLED, PullRequest.State.CLOSED)
     assert not submission.attempts.filter(state=Attempt.State.QUEUED).exists()
+
+
+@pytest.mark.parametrize(("by", "then"), [("swapbench", "judging"), (MAINTAINER, "cancelled")])
+def test_opening_a_pull_request_again_undoes_no_persons_decision(
+    by: str, then: str, repository: Repository, forge: LocalForge
+) -> None:
+    repository.pull(1, {SWIFT: source()})
+    submission = taken_in(forge, 1)
+    if by == MAINTAINER:
+        assert cancel(submission, by, "It does no good.")
+    take_in(forge, replace(forge.pull_request(1), state="closed"))
+    submission.refresh_from_db()
+    assert submission.state == Submission.State.CANCELLED
+    take_in(forge, forge.pull_request(1))
+    submission.refresh_from_db()
+    assert submission.state == then
+
+
+def test_one_pull_request_that_nobody_foresaw_does_not_hold_up_the_others(
+    repository: Repository, forge: LocalForge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in (1, 2):
+        repository.pull(n, {f"engine/attention/s{n}.py": source(name=f"s{n}")})
+
+    def look(forge: LocalForge, info: PullRequestInfo) -> Submission | None:
+        if info.number == 1:
+            raise RecursionError("Too deep.")
+        return take_in(forge, info)
+
+    monkeypatch.setattr("swapbench.intake.reconcile.take_in", look)
+    assert reconcile(forge) == 1
+    assert Submission.objects.get().pull_request.number == 2
+    assert "Too deep." in caplog.text

@@ -28,7 +28,7 @@ def take_in(forge: Forge, info: PullRequestInfo) -> Submission | None:
     known = pull_request.submissions.filter(head_sha=info.head_sha).first()
     if known is not None:
         supersede(pull_request, info.head_sha)
-        if known.state == Submission.State.SUPERSEDED or (reopened and known.state == Submission.State.CANCELLED):
+        if known.state == Submission.State.SUPERSEDED or (reopened and _called_off_by_itself(known)):
             _revive(known)
         return known
     rules = policy()
@@ -62,6 +62,14 @@ def withdraw(forge: Forge, number: int) -> None:
 def _call_off(pull_request: PullRequest, why: str) -> None:
     for submission in pull_request.submissions.filter(state__in=[Submission.State.WAITING, Submission.State.JUDGING]):
         cancel(submission, audit.PLATFORM, why)
+
+
+def _called_off_by_itself(submission: Submission) -> bool:
+    """Whether it ended with its pull request; what a person cancelled does not go on because that is opened again."""
+    if submission.state != Submission.State.CANCELLED:
+        return False
+    event = submission.audit_events.filter(action=Submission.State.CANCELLED).first()
+    return event is not None and event.actor == audit.PLATFORM
 
 
 def _revive(submission: Submission) -> None:
