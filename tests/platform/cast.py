@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from swapbench.forge.local import LocalForge
-from swapbench.forge.mirror import git
+from swapbench.forge.mirror import COMMITTER, git
 from swapbench.intake.take_in import take_in
 from swapbench.submissions.models import Attempt, Submission
 from tests.platform.outcomes import implementation
@@ -96,6 +96,14 @@ class Repository:
     ) -> str:
         """Pushes to pull request `number`, which is opened where it is new; the head's SHA."""
         return self.commit(f"refs/pull/{number}/head", title, files, author, base or self.sha("refs/heads/main"), modes)
+
+    def merge(self, ref: str, parents: list[str], tree: str, title: str = "Merged") -> str:
+        """Points `ref` at a merge commit whose tree is that of the commit `tree`; its SHA."""
+        arguments = [argument for parent in parents for argument in ("-p", parent)]
+        made = git(self.path, "commit-tree", f"{tree}^{{tree}}", *arguments, stdin=title.encode(), extra=COMMITTER)
+        sha = made[1].decode().strip()
+        git(self.path, "update-ref", ref, sha)
+        return sha
 
     def sha(self, ref: str) -> str:
         status, said = git(self.path, "rev-parse", "--verify", "--quiet", ref, ok=(0, 1, 128))

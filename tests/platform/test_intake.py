@@ -233,3 +233,19 @@ def test_one_pull_request_that_nobody_foresaw_does_not_hold_up_the_others(
     assert reconcile(forge) == 1
     assert Submission.objects.get().pull_request.number == 2
     assert "Too deep." in caplog.text
+
+
+def test_what_a_merge_takes_back_is_seen_whatever_the_common_ancestors(
+    repository: Repository, forge: LocalForge
+) -> None:
+    base = repository.sha("refs/heads/main")
+    fix = repository.commit("refs/heads/fix", "Mend it", {"README.md": "Mended.\n"}, base=base)
+    other = repository.commit("refs/heads/other", "Aside", {"NOTES.md": "Aside.\n"}, base=base)
+    both = repository.commit("refs/heads/both", "Both", {"README.md": "Mended.\n"}, base=other)
+    repository.merge("refs/heads/main", [other, fix], both)
+    sly = repository.commit("refs/heads/sly", "Only a module", {SWIFT: source()}, base=other)
+    for parents in ([other, fix], [fix, other]):
+        repository.merge("refs/pull/1/head", parents, sly, title=f"A swift module {parents[0]}")
+        submission = taken_in(forge, 1)
+        assert [file["path"] for file in submission.outside] == ["README.md"]
+        assert submission.state == Submission.State.WAITING

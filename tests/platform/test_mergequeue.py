@@ -1,5 +1,6 @@
 """The merge queue on a real repository: exact merge results, tested, and moved to by compare-and-set."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from django.utils import timezone
 from swapbench.forge.contract import ForgeError, NotFastForward
 from swapbench.forge.local import LocalForge
 from swapbench.intake.reconcile import reconcile
+from swapbench.intake.take_in import take_in
 from swapbench.mergequeue.hold import hold, put_back, release, take_out
 from swapbench.mergequeue.models import BranchState, Build, QueueEntry, QueueEvent
 from swapbench.mergequeue.tick import tick
@@ -215,6 +217,37 @@ def test_a_name_that_was_taken_meanwhile(repository: Repository, forge: LocalFor
     entry = entry_of(second)
     assert entry.state == QueueEntry.State.LEFT
     assert "engine/attention/swift.py" in entry.sentence
+
+
+def test_a_merge_that_would_change_more_than_was_looked_at(repository: Repository, forge: LocalForge) -> None:
+    base = repository.sha("refs/heads/main")
+    fix = repository.commit("refs/heads/fix", "Mend it", {"README.md": "Mended.\n"}, base=base)
+    path = "engine/attention/swift.py"
+    repository.pull(1, {path: source(body="code = 1"), "README.md": "An engine.\n"}, base=fix)
+    submission = taken_in(forge, 1)
+    assert (submission.outside, [file["path"] for file in submission.files]) == ([], [path])
+    attempt = submission.attempts.get()
+    record(*signed(attempt, outcome_of(attempt, implementation(path))))
+    repository.merge("refs/heads/main", [base, fix], fix)
+    tick(forge, "main")
+    assert entry_of(submission).state == QueueEntry.State.LEFT
+    assert "also change README.md" in entry_of(submission).sentence
+    assert not Build.objects.exists()
+
+
+def test_what_was_judged_on_another_branch_is_not_merged(repository: Repository, forge: LocalForge) -> None:
+    repository.commit("refs/heads/next", "Ahead", {"README.md": "Ahead.\n"}, base=repository.sha("refs/heads/main"))
+    path = "engine/attention/swift.py"
+    repository.pull(1, {path: source(body="code = 1")}, base=repository.sha("refs/heads/next"))
+    info = replace(forge.pull_request(1), base_ref="next")
+    submission = take_in(forge, info)
+    assert submission is not None
+    attempt = submission.attempts.get()
+    record(*signed(attempt, outcome_of(attempt, implementation(path))))
+    take_in(forge, replace(info, base_ref="main"))
+    tick(forge, "main")
+    assert entry_of(submission).state == QueueEntry.State.LEFT
+    assert "not in main" in entry_of(submission).sentence
 
 
 def test_a_batch_that_fails_is_taken_apart(repository: Repository, forge: LocalForge, rules: Any) -> None:

@@ -54,15 +54,25 @@ def examine(
 ) -> Examination:
     """What merging `head` into `branch`, which is at `tip`, would change, and what may come of it. Raises GitError."""
     found = Examination(base_sha=tip)
-    origin = mirror.merge_base(tip, head)
-    if origin is None:
+    if mirror.merge_base(tip, head) is None:
         found.refuse(
             "no_common_history",
             f"The pull request shares no history with {branch}.",
             f"Branch off {branch}, commit your change there, and push that.",
         )
         return found
-    changes = mirror.changes(origin, head)
+    tree, conflicts = mirror.merge_tree(tip, head)
+    if conflicts:
+        shown = ", ".join(conflicts[:5]) + (f" and {len(conflicts) - 5} more" if len(conflicts) > 5 else "")
+        found.refuse(
+            "merge_conflict",
+            f"It conflicts with {branch} in {shown}.",
+            f"Merge {branch} into your branch, settle the conflict, and push.",
+        )
+        return found
+    # What the merge would change, and not what differs from a common ancestor: there may be several, and beside one of them a
+    # head that takes back what was merged through another looks as if it changed nothing.
+    changes = mirror.changes(tip, tree)
     if not changes:
         found.refuse("empty", f"The pull request changes nothing on {branch}.", "Push a commit that changes something.")
         return found
@@ -73,17 +83,7 @@ def examine(
             "Split it, and leave out what does not belong to it (build outputs, data).",
         )
         return found
-    _, conflicts = mirror.merge_tree(tip, head)
-    if conflicts:
-        shown = ", ".join(conflicts[:5]) + (f" and {len(conflicts) - 5} more" if len(conflicts) > 5 else "")
-        found.refuse(
-            "merge_conflict",
-            f"It conflicts with {branch} in {shown}.",
-            f"Merge {branch} into your branch, settle the conflict, and push.",
-        )
-        return found
-    moved = {change.path for change in mirror.changes(origin, tip)} if origin != tip else set()
-    _Sorter(mirror, found, tip, branch, owns, moved).sort(changes)
+    _Sorter(mirror, found, tip, head, branch, owns).sort(changes)
     if len(found.files) > max_files:
         found.refuse(
             "too_many_files",
@@ -96,15 +96,13 @@ def examine(
 class _Sorter:
     """Puts each change where it belongs: judged, along for the ride, for a maintainer, or refused."""
 
-    def __init__(
-        self, mirror: Mirror, found: Examination, tip: str, branch: str, owns: Owns, moved: set[bytes]
-    ) -> None:
+    def __init__(self, mirror: Mirror, found: Examination, tip: str, head: str, branch: str, owns: Owns) -> None:
         self.mirror = mirror
         self.found = found
         self.tip = tip
+        self.head = head
         self.branch = branch
         self.owns = owns
-        self.moved = moved
 
     def sort(self, changes: list[Change]) -> None:
         sizes = self.mirror.sizes(change.blob for change in changes if change.mode in REGULAR)
@@ -175,7 +173,9 @@ class _Sorter:
                 path,
             )
             return False
-        if change.path in self.moved:
+        if change.blob != self.mirror.blob_at(
+            self.head, path
+        ):  # Merged from both sides: head's is not what would be there.
             self.found.refuse(
                 "behind",
                 f"{self.branch} has changed {path} since you branched off.",

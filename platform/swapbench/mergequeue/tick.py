@@ -347,9 +347,16 @@ def _cannot_merge(repository: Mirror, tip: str, entry: QueueEntry) -> str | None
     name, submission = entry.branch.name, entry.submission
     if not repository.has_commit(entry.head_sha):
         return "Its head can no longer be read; push again."
-    _, conflicts = repository.merge_tree(tip, entry.head_sha)
+    if not repository.is_ancestor(submission.base_sha, tip):
+        return f"It was judged on {submission.base_sha[:12]}, which is not in {name}. Merge {name} into your branch, and push."
+    tree, conflicts = repository.merge_tree(tip, entry.head_sha)
     if conflicts:
         return f"It conflicts with {name} in {', '.join(conflicts[:5])}. Merge {name} into your branch, and push."
+    looked_at = {file["path"] for file in (*submission.files, *submission.outside)} | set(submission.documents)
+    for change in repository.changes(tip, tree):
+        if change.shown not in looked_at:
+            # What was merged since moved the common ancestor, as where head takes back what it once built on.
+            return f"Merged now, it would also change {change.shown}, which nobody looked at. Merge {name} into your branch, and push."
     for file in submission.files:
         path = file["path"]
         if repository.blob_at(tip, path) != repository.blob_at(submission.base_sha, path):
