@@ -2,19 +2,21 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.utils import timezone
 
-from swapbench.forge.contract import ForgeError, NotFastForward
+from swapbench.forge.contract import ForgeError, NotFastForward, PullRequestInfo
 from swapbench.forge.local import LocalForge
+from swapbench.forge.mirror import git
 from swapbench.intake.reconcile import reconcile
 from swapbench.intake.take_in import take_in
 from swapbench.mergequeue.hold import hold, put_back, release, take_out
 from swapbench.mergequeue.models import BranchState, Build, QueueEntry, QueueEvent
 from swapbench.mergequeue.tick import tick
-from swapbench.submissions.approve import approve_merging
+from swapbench.submissions.approve import approve_judging, approve_merging
 from swapbench.submissions.dispatch import job_of
 from swapbench.submissions.models import Attempt, FileOwner, PullRequest, Submission
 from swapbench.submissions.reaper import reap
@@ -72,7 +74,7 @@ def test_what_qualifies_is_merged_by_itself(repository: Repository, forge: Local
     build = Build.objects.get()
     assert entry_of(submission).state == QueueEntry.State.BUILDING
     job = job_of(build.attempts.get())
-    assert (job.base_sha, job.head_sha, job.suites) == (before, build.merge_sha, ("unit", "integration"))
+    assert (job.base_sha, job.head_sha, job.suites) == (build.merge_sha, build.merge_sha, ("unit", "integration"))
     assert repository.sha(job.head_ref) == build.merge_sha
     assert repository.sha("refs/heads/main") == before
     for _ in range(3):
@@ -201,6 +203,113 @@ def test_a_push_while_it_is_tested_takes_it_out(repository: Repository, forge: L
     tick(forge, "main")
     assert entry_of(submission).state == QueueEntry.State.LEFT
     assert repository.sha("refs/heads/main") == before
+
+
+def test_what_the_poll_has_not_seen_is_asked_for_before_the_branch_moves(
+    repository: Repository, forge: LocalForge
+) -> None:
+    before = repository.sha("refs/heads/main")
+    pushed, gone = judged(repository, forge, 1, "swift"), judged(repository, forge, 2, "other", author="bob")
+    tick(forge, "main")
+    repository.pull(1, {"engine/attention/swift.py": source(body="import os")})
+    build_ends()
+    tick(forge, "main")
+    assert entry_of(pushed).state == QueueEntry.State.LEFT
+    assert entry_of(gone).state == QueueEntry.State.BUILDING
+    git(repository.path, "update-ref", "-d", "refs/pull/2/head")
+    build_ends()
+    tick(forge, "main")
+    assert entry_of(gone).state == QueueEntry.State.LEFT
+    assert repository.sha("refs/heads/main") == before
+
+
+def test_a_draft_waits_in_the_queue(repository: Repository, forge: LocalForge, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = repository.sha("refs/heads/main")
+    submission = judged(repository, forge, 1, "swift")
+    tick(forge, "main")
+    build_ends()
+    with monkeypatch.context() as patch:
+        info = replace(forge.pull_request(1), draft=True)
+        patch.setattr(LocalForge, "pull_request", lambda self, number: info)
+        for _ in range(2):
+            tick(forge, "main")
+    assert (entry_of(submission).state, repository.sha("refs/heads/main")) == (QueueEntry.State.WAITING, before)
+    assert "draft" in entry_of(submission).sentence
+    reconcile(forge)
+    tick(forge, "main")
+    assert entry_of(submission).state == QueueEntry.State.BUILDING
+
+
+def test_a_hold_counts_from_the_moment_that_it_is_placed(
+    repository: Repository, forge: LocalForge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = repository.sha("refs/heads/main")
+    judged(repository, forge, 1, "swift")
+    tick(forge, "main")
+    build_ends()
+    asked = LocalForge.pull_request
+
+    def held_meanwhile(self: LocalForge, number: int) -> PullRequestInfo:
+        hold(BranchState.objects.get(), MAINTAINER, "Release day.")
+        return asked(self, number)
+
+    monkeypatch.setattr(LocalForge, "pull_request", held_meanwhile)
+    tick(forge, "main")
+    assert (Build.objects.get().state, repository.sha("refs/heads/main")) == (Build.State.PASSED, before)
+
+
+def test_files_outside_the_slots_are_tested_as_they_would_be_merged(repository: Repository, forge: LocalForge) -> None:
+    plain, own = "engine/attention/plain.py", "engine/attention/swift.py"
+    changed = {plain: source(name="plain", body="x = 3"), own: source(body="code = 1"), "engine/kv.py": "x = 1\n"}
+    repository.pull(1, changed)
+    submission = taken_in(forge, 1)
+    approve_judging(submission, MAINTAINER, submission.head_sha)
+    attempt = submission.attempts.get()
+    record(*signed(attempt, outcome_of(attempt, implementation(own))))
+    approve_merging(submission, MAINTAINER, submission.head_sha)
+    tick(forge, "main")
+    job = job_of(Build.objects.get().attempts.get())
+    assert repository.show(job.base_sha, "engine/kv.py") == "x = 1\n"
+    assert {(file.path, file.kind, file.status) for file in job.files} == {
+        (own, "attention", "added"),
+        (plain, "attention", "modified"),
+    }
+
+
+def test_a_build_that_was_not_to_be_leaves_no_ref_behind(
+    repository: Repository, forge: LocalForge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(repository, forge, 1, "swift")
+    kept = LocalForge.keep
+
+    def held_meanwhile(self: LocalForge, ref: str, sha: str, mirror_path: Path) -> None:
+        kept(self, ref, sha, mirror_path)
+        hold(BranchState.objects.get(), MAINTAINER, "Release day.")
+
+    monkeypatch.setattr(LocalForge, "keep", held_meanwhile)
+    tick(forge, "main")
+    assert not Build.objects.exists()
+    assert git(repository.path, "for-each-ref", "refs/swapbench/builds/")[1] == b""
+
+
+def test_an_entry_that_was_put_back_is_tried_as_often_as_a_new_one(repository: Repository, forge: LocalForge) -> None:
+    submission = judged(repository, forge, 1, "swift")
+    for _ in range(3):
+        tick(forge, "main")
+        for n in (1, 2, 3):
+            lost = Attempt.objects.filter(build__state=Build.State.TESTING, n=n)
+            lost.update(state="running", worker="w1", lease_until=timezone.now() - timedelta(1))
+            assert reap() == 1
+    tick(forge, "main")
+    assert entry_of(submission).state == QueueEntry.State.LEFT
+    put_back(entry_of(submission), MAINTAINER)
+    tick(forge, "main")
+    for n in (1, 2, 3):
+        lost = Attempt.objects.filter(build__state=Build.State.TESTING, n=n)
+        lost.update(state="running", worker="w1", lease_until=timezone.now() - timedelta(1))
+        assert reap() == 1
+    tick(forge, "main")
+    assert entry_of(submission).state == QueueEntry.State.BUILDING
 
 
 def test_a_name_that_was_taken_meanwhile(repository: Repository, forge: LocalForge) -> None:

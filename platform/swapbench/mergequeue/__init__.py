@@ -1,1 +1,1 @@
-"""The merge queue: qualified code enters, the exact merge result is tested, the branch moves. Imports forge, submissions."""
+"""The merge queue: qualified code enters, the exact merge result is tested, the branch moves. Imports forge, intake, submissions."""

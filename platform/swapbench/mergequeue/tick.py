@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from swapbench.forge.contract import Forge, ForgeError, NotFastForward
+from swapbench.forge.contract import Forge, ForgeError, NoSuchPullRequest, NotFastForward
 from swapbench.forge.mirror import GitError, Mirror, mirror
 from swapbench.intake.examine import names_at
+from swapbench.intake.take_in import take_in, withdraw
 from swapbench.mergequeue.enter import enter, qualified
 from swapbench.mergequeue.events import say
 from swapbench.mergequeue.models import BranchState, Build, QueueEntry, build_ref
@@ -31,7 +32,7 @@ LIVE_ATTEMPT = (Attempt.State.QUEUED, Attempt.State.RUNNING)
 LIVE_BUILD = (Build.State.TESTING, Build.State.PASSED)
 LIVE_ENTRY = (QueueEntry.State.WAITING, QueueEntry.State.BUILDING)
 BUILDS_LOST_AT_MOST = 3
-"""Builds of one entry that could not be tested through our fault, before a maintainer is asked."""
+"""Builds of one entry since it entered that could not be tested through our fault, before a maintainer is asked."""
 
 
 class Stale(Exception):
@@ -107,6 +108,16 @@ def approvals_missing(entry: QueueEntry) -> int:
     return max(0, needed - given.values("by").distinct().count())
 
 
+def _not_yet(entry: QueueEntry) -> str | None:
+    """What an entry that may be merged still waits for; None where it is ready."""
+    if entry.submission.pull_request.draft:
+        return "It waits until the pull request is no draft any more."
+    missing = approvals_missing(entry)
+    if not missing:
+        return None
+    return f"It waits for {'a maintainer' if missing == 1 else f'{missing} maintainers'} to approve it."
+
+
 # --- A build under way -----------------------------------------------------------------------------------------------
 
 
@@ -114,20 +125,29 @@ def _advance(forge: Forge, branch: BranchState, build: Build, tip: str) -> None:
     if build.state == Build.State.PASSED and (tip == build.merge_sha or _is_merged(forge, branch, build)):
         _merged(forge, branch, build)  # It was fast-forwarded, and the process ended before that was written down.
         return
+    merges = build.state == Build.State.PASSED and not branch.held
+    if merges:
+        _look_again(forge, build)
     entries = list(build.entries.select_related("submission__pull_request", "branch"))
     for entry in entries:
-        if (why := _no_longer(entry)) is not None:
+        if (why := _no_longer(entry) or _not_yet(entry)) is not None:
             _abandon(forge, branch, build, f"{entry.submission.pull_request} can no longer be merged: {why}")
-            return
-        if approvals_missing(entry):
-            _abandon(forge, branch, build, f"An approval of {entry.submission.pull_request} was taken back.")
             return
     if tip != build.base_sha:
         _abandon(forge, branch, build, f"{branch.name} moved to {tip[:12]}; the merge result is made anew.")
     elif build.state == Build.State.TESTING:
         _judge_build(forge, branch, build, entries)
-    elif not branch.held:
+    elif merges and BranchState.objects.filter(pk=branch.pk, held=False).exists():
         _fast_forward(forge, branch, build)
+
+
+def _look_again(forge: Forge, build: Build) -> None:
+    """Takes in what the forge says now of the pull requests of a build: what the poll has not seen yet is not merged over."""
+    for number in build.entries.values_list("submission__pull_request__number", flat=True):
+        try:
+            take_in(forge, forge.pull_request(number))
+        except NoSuchPullRequest:
+            withdraw(forge, number)
 
 
 def _judge_build(forge: Forge, branch: BranchState, build: Build, entries: Sequence[QueueEntry]) -> None:
@@ -187,7 +207,7 @@ def _fail(forge: Forge, branch: BranchState, build: Build, entries: Sequence[Que
                 entry,
                 build,
             )
-    _drop(forge, build)
+    _drop(forge, build.ref)
 
 
 def _abandon(forge: Forge, branch: BranchState, build: Build, why: str, ours: bool = False) -> None:
@@ -195,14 +215,14 @@ def _abandon(forge: Forge, branch: BranchState, build: Build, why: str, ours: bo
     with _locked(branch):
         _end_build(branch, build, Build.State.ABANDONED, why, "unfit" if ours else "abandoned")
         for entry in build.entries.filter(state=QueueEntry.State.BUILDING):
-            lost = branch.events.filter(build__entries=entry, kind="unfit").count()
+            lost = branch.events.filter(build__entries=entry, kind="unfit", at__gte=entry.entered_at).count()
             gives_up = ours and lost >= BUILDS_LOST_AT_MOST
             QueueEntry.objects.filter(pk=entry.pk, state=QueueEntry.State.BUILDING).update(
                 state=QueueEntry.State.LEFT if gives_up else QueueEntry.State.WAITING,
                 sentence=f"{why} A maintainer can put it back." if gives_up else why,
                 ended_at=timezone.now() if gives_up else None,
             )
-    _drop(forge, build)
+    _drop(forge, build.ref)
 
 
 def _end_build(branch: BranchState, build: Build, state: str, sentence: str, kind: str) -> None:
@@ -221,11 +241,11 @@ def _end_build(branch: BranchState, build: Build, state: str, sentence: str, kin
     say(branch, kind, clean(sentence), build=build)
 
 
-def _drop(forge: Forge, build: Build) -> None:
+def _drop(forge: Forge, ref: str) -> None:
     try:
-        forge.drop(build.ref)
+        forge.drop(ref)
     except ForgeError as error:
-        log.warning("The ref of build %s stays behind: %s", build.pk, error)
+        log.warning("%s stays behind: %s", ref, error)
 
 
 # --- Merging ---------------------------------------------------------------------------------------------------------
@@ -268,7 +288,7 @@ def _merged(forge: Forge, branch: BranchState, build: Build) -> None:
             say(branch, "merged", f"{pull_request} was merged as {build.merge_sha[:12]}.", entry, build)
             audit.note(audit.PLATFORM, "merged", f"{pull_request} was merged as {build.merge_sha[:12]}.", submission)
         BranchState.objects.filter(pk=branch.pk).update(tip_sha=build.merge_sha)
-    _drop(forge, build)
+    _drop(forge, build.ref)
 
 
 # --- The next build --------------------------------------------------------------------------------------------------
@@ -299,6 +319,16 @@ def _build_next(forge: Forge, branch: BranchState, tip: str) -> None:
     repository.keep(ref, commit)
     forge.keep(ref, commit, repository.path)
     try:
+        _open_build(branch, tip, commit, built)
+    except Stale:
+        if not Build.objects.filter(merge_sha=commit, state__in=LIVE_BUILD).exists():
+            _drop(forge, ref)
+        raise
+
+
+def _open_build(branch: BranchState, tip: str, commit: str, built: Sequence[QueueEntry]) -> None:
+    """Has a merge result tested. Raises Stale where that is no longer to be."""
+    try:
         with _locked(branch) as locked:
             if locked.held:
                 raise Stale
@@ -313,7 +343,7 @@ def _build_next(forge: Forge, branch: BranchState, tip: str) -> None:
             names = ", ".join(str(entry.submission.pull_request) for entry in built)
             say(branch, "building", f"{names}: the merge result {commit[:12]} is being tested.", build=build)
     except IntegrityError:
-        raise Stale from None  # Another process started a build; this one's merge commit is pruned in time.
+        raise Stale from None  # Another process started a build.
 
 
 def _choose(branch: BranchState) -> list[QueueEntry]:
@@ -323,12 +353,8 @@ def _choose(branch: BranchState) -> list[QueueEntry]:
     names: set[tuple[str, str]] = set()
     waiting = branch.entries.filter(state=QueueEntry.State.WAITING).select_related("submission__pull_request", "branch")
     for entry in waiting:
-        missing = approvals_missing(entry)
-        if missing:
-            people = "a maintainer's approval" if missing == 1 else f"the approval of {missing} maintainers"
-            QueueEntry.objects.filter(pk=entry.pk, state=QueueEntry.State.WAITING).update(
-                sentence=f"It waits for {people}."
-            )
+        if (why := _not_yet(entry)) is not None:
+            QueueEntry.objects.filter(pk=entry.pk, state=QueueEntry.State.WAITING).update(sentence=why)
             continue
         own = {file["path"] for file in entry.submission.files}
         called = {(file["kind"], file["name"]) for file in entry.submission.files}

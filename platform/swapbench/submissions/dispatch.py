@@ -11,8 +11,9 @@ from datetime import timedelta
 from django.db.models import F, Q
 from django.utils import timezone
 
+from engine.slots.header import kind_of_path
 from swapbench.forge.chosen import forge
-from swapbench.submissions.models import Attempt, Worker
+from swapbench.submissions.models import Attempt, Submission, Worker
 from swapbench.submissions.policy import policy
 from workers.protocol import HEARTBEAT_SECONDS, Job, KindName, Policy, SlotFile, encode
 
@@ -73,8 +74,11 @@ def job_of(attempt: Attempt) -> Job:
         ref, files = attempt.submission.pull_request.head_ref, attempt.submission.files
     else:
         assert attempt.build is not None
-        base, head, ref = attempt.build.base_sha, attempt.build.merge_sha, attempt.build.ref
-        files = [file for entry in attempt.build.entries.all() for file in entry.submission.files]
+        # The merge result stands on itself, so that files outside the slots are as they would be on the branch.
+        base = head = attempt.build.merge_sha
+        ref = attempt.build.ref
+        entries = attempt.build.entries.select_related("submission")
+        files = [file for entry in entries for file in (*entry.submission.files, *_others_files(entry.submission))]
     return Job(
         attempt=str(attempt.pk),
         token=attempt.token,
@@ -94,6 +98,13 @@ def job_of(attempt: Attempt) -> Job:
         ),
         deadline_seconds=rules.deadline_seconds,
     )
+
+
+def _others_files(submission: Submission) -> list[dict[str, str]]:
+    """Slot files of others that a submission changes with a maintainer's approval, which nothing has tested yet."""
+    kept = [file for file in submission.outside if file["status"] != "deleted"]
+    found = [(file, kind_of_path(file["path"])) for file in kept]
+    return [{"path": file["path"], "kind": kind, "status": file["status"]} for file, kind in found if kind is not None]
 
 
 def _slot_file(path: str, kind: KindName, status: str) -> SlotFile:
