@@ -1,13 +1,16 @@
 """The webhook: what it takes, what it refuses, and what comes of deliveries."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from swapbench.forge.github import GitHubForge
+from swapbench.intake.commands import obey
 from swapbench.intake.deliveries import process
 from swapbench.intake.models import Delivery
 from swapbench.submissions.models import Attempt, AuditEvent, Submission
@@ -63,7 +66,16 @@ def test_what_is_not_in_order_is_refused_with_a_sentence(client: Client, status:
     assert not Delivery.objects.exists()
 
 
-@pytest.mark.parametrize("body", [b"", b"not JSON", b"[1]", b"\xff\xfe", b"[" * 100_000, b'"\\ud800"'])
+NESTED = b'{"a":' + b"[" * 900 + b"]" * 900 + b"}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"not JSON", b"[1]", b"\xff\xfe", b"[" * 100_000, b'"\\ud800"', NESTED),
+        *(b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}', b'{"a": ' + b"9" * 5000 + b"}"),
+    ],
+)
 def test_a_body_that_is_no_json_object(client: Client, body: bytes) -> None:
     import hashlib
     import hmac
@@ -178,11 +190,12 @@ def test_commands_in_comments(
     submission = Submission.objects.get()
     assert submission.state == Submission.State.WAITING
     assert "no command" in comment(client, hub, "alice", "Looks good to me.", "c1")
-    assert "may not approve" in comment(client, hub, "alice", "/swapbench approve", "c2")
+    assert "may not approve" in comment(client, hub, "alice", f"/swapbench approve {head}", "c2")
     assert "no command 'explode'" in comment(client, hub, "dora", "/swapbench explode", "c3")
-    assert "not 1234567" in comment(client, hub, "dora", "/swapbench approve 1234567", "c4")
+    for text in ("1234567", head[:39], "0" * 40, ""):
+        assert "whole SHA" in comment(client, hub, "dora", f"/swapbench approve {text}", f"c4{text}")
     assert submission.attempts.count() == 0
-    assert comment(client, hub, "dora", f"Fine.\r\n/swapbench approve {head[:9]}\r\n", "c5").startswith("dora: approve")
+    assert comment(client, hub, "dora", f"Fine.\r\n/swapbench approve {head}\r\n", "c5").startswith("dora: approve")
     submission.refresh_from_db()
     assert (submission.state, submission.attempts.count()) == (Submission.State.JUDGING, 1)
     assert "may not cancel" in comment(client, hub, "bob", "/swapbench cancel", "c6")
@@ -204,3 +217,66 @@ def test_a_draft_waits_until_it_is_ready(
     deliver(client, "d2", action="ready_for_review")
     process(hub)
     assert Submission.objects.get().head_sha == head
+
+
+def test_a_comment_counts_once_however_often_it_comes(
+    client: Client, github: FakeGitHub, repository: Repository, hub: GitHubForge, rules: Any
+) -> None:
+    rules(first_time_needs_approval=True)
+    head = opened(github, repository)
+    github.answer("GET", f"{REPO}/collaborators/dora/permission", {"permission": "write"})
+    deliver(client)
+    process(hub)
+    assert comment(client, hub, "dora", f"/swapbench approve {head}", "c1").startswith("dora: approve")
+    body, headers = signed_delivery(SECRET, "issue_comment", "c1", Delivery.objects.get(delivery="c1").payload)
+    answer = post(client, body, headers | {"X-GitHub-Delivery": "another-id"})
+    assert (answer.status_code, answer.json()["new"]) == (202, False)
+    process(hub)
+    assert [approval.purpose for approval in Submission.objects.get().approvals.all()] == ["judge"]
+
+
+def test_a_process_killed_while_it_obeys_leaves_all_of_it_to_be_done(
+    client: Client, github: FakeGitHub, repository: Repository, hub: GitHubForge, rules: Any
+) -> None:
+    rules(first_time_needs_approval=True)
+    head = opened(github, repository)
+    github.answer("GET", f"{REPO}/collaborators/dora/permission", {"permission": "write"})
+    deliver(client)
+    process(hub)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> str:
+        obey(*_)  # type: ignore[arg-type]
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("swapbench.intake.deliveries.obey", killed)
+        with pytest.raises(Killed):
+            comment(client, hub, "dora", f"/swapbench approve {head}", "c1")
+    submission = Submission.objects.get()
+    assert (submission.state, submission.approvals.count()) == (Submission.State.WAITING, 0)
+    assert process(hub) == 1
+    assert [approval.purpose for approval in submission.approvals.all()] == ["judge"]
+
+
+def test_a_command_waits_for_a_forge_that_is_away(
+    client: Client, github: FakeGitHub, repository: Repository, hub: GitHubForge
+) -> None:
+    opened(github, repository)
+    deliver(client)
+    process(hub)
+    address = f"{REPO}/collaborators/alice/permission"
+    github.answer("GET", address, {"message": "Unavailable"}, 503)
+    comment(client, hub, "alice", "/swapbench cancel", "c1")
+    for _ in range(10):
+        assert process(hub) == 0
+    github.answer("GET", address, {"permission": "read"})
+    assert process(hub) == 1
+    assert Submission.objects.get().state == Submission.State.CANCELLED
+    github.answer("GET", address, {"message": "Unavailable"}, 503)
+    comment(client, hub, "alice", "/swapbench retry", "c2")
+    Delivery.objects.filter(delivery="c2").update(received_at=timezone.now() - timedelta(days=2))
+    assert process(hub) == 1
+    assert Delivery.objects.get(delivery="c2").state == Delivery.State.FAILED

@@ -1,19 +1,23 @@
 """Deals with recorded deliveries. What a payload says of a pull request is only a hint; the forge is asked what is so now."""
 
 import logging
+from datetime import timedelta
 
+from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
 from swapbench.forge.contract import Forge, ForgeError, NoSuchPullRequest
-from swapbench.intake.commands import obey
+from swapbench.intake.commands import obey, read
 from swapbench.intake.models import Delivery
 from swapbench.intake.take_in import take_in, withdraw
 
 log = logging.getLogger(__name__)
 
 TRIES = 5
-"""How often a delivery is tried while the forge cannot be asked; the reconcile poll takes up the rest."""
+"""How often a delivery is tried while the forge cannot be asked; the reconcile poll takes up what it told of."""
+COMMANDS_FOR = timedelta(days=1)
+"""How long a comment is tried instead: no poll finds what a person asked for there."""
 ACTIONS = ("opened", "reopened", "synchronize", "edited", "closed", "ready_for_review", "converted_to_draft", "labeled")
 
 
@@ -22,22 +26,36 @@ def process(forge: Forge, limit: int = 50) -> int:
     ended = 0
     for row in Delivery.objects.filter(forge=forge.name, state=Delivery.State.RECEIVED).order_by("id")[:limit]:
         try:
+            if row.event == "issue_comment":
+                ended += _comment(forge, row)
+                continue
             state, note = _deal_with(forge, row)
         except ForgeError as error:
             Delivery.objects.filter(pk=row.pk, state=Delivery.State.RECEIVED).update(
                 tries=F("tries") + 1, note=str(error)
             )
-            if row.tries + 1 < TRIES:
+            if not _given_up(row):
                 continue
-            state, note = Delivery.State.FAILED, f"{error} The poll takes up what it told of."
+            state, note = Delivery.State.FAILED, str(error)
         except Exception as error:
             # One delivery that nobody foresaw must not hold up the others.
             log.exception("Delivery %s could not be dealt with.", row.delivery)
             state, note = Delivery.State.FAILED, f"{type(error).__name__}: {error}"
-        ended += Delivery.objects.filter(pk=row.pk, state=Delivery.State.RECEIVED).update(
-            state=state, note=note, done_at=timezone.now()
-        )
+        ended += _end(row, state, note)
     return ended
+
+
+def _given_up(row: Delivery) -> bool:
+    if row.event == "issue_comment":
+        return row.received_at < timezone.now() - COMMANDS_FOR
+    return row.tries + 1 >= TRIES
+
+
+def _end(row: Delivery, state: str, note: str) -> int:
+    """1 where this ended the delivery; 0 where another process did."""
+    return Delivery.objects.filter(pk=row.pk, state=Delivery.State.RECEIVED).update(
+        state=state, note=note, done_at=timezone.now()
+    )
 
 
 def _deal_with(forge: Forge, row: Delivery) -> tuple[str, str]:
@@ -47,8 +65,6 @@ def _deal_with(forge: Forge, row: Delivery) -> tuple[str, str]:
         if not isinstance(number, int) or payload.get("action") not in ACTIONS:
             return Delivery.State.IGNORED, f"The action {payload.get('action')!r} changes nothing here."
         return _look_again(forge, number)
-    if row.event == "issue_comment":
-        return _comment(forge, payload)
     return Delivery.State.IGNORED, f"Nothing is done about {row.event!r}."
 
 
@@ -61,14 +77,25 @@ def _look_again(forge: Forge, number: int) -> tuple[str, str]:
     return Delivery.State.DONE, str(submission) if submission else "There is nothing to judge."
 
 
-def _comment(forge: Forge, payload: dict[str, object]) -> tuple[str, str]:
+def _comment(forge: Forge, row: Delivery) -> int:
+    """Obeys the command in a comment, once: what it does and that the delivery has ended are one transaction."""
+    payload = row.payload
     issue, comment = payload.get("issue"), payload.get("comment")
     if payload.get("action") != "created" or not isinstance(issue, dict) or not isinstance(comment, dict):
-        return Delivery.State.IGNORED, "Only new comments are read."
+        return _end(row, Delivery.State.IGNORED, "Only new comments are read.")
     if "pull_request" not in issue:
-        return Delivery.State.IGNORED, "It is a comment on an issue, not on a pull request."
+        return _end(row, Delivery.State.IGNORED, "It is a comment on an issue, not on a pull request.")
     user, number, text = comment.get("user"), issue.get("number"), comment.get("body")
     if not isinstance(user, dict) or not isinstance(number, int) or not isinstance(text, str):
-        return Delivery.State.IGNORED, "The comment has no author, number or text."
-    said = obey(forge, number, str(user.get("login", "")), text)
-    return (Delivery.State.DONE, said) if said else (Delivery.State.IGNORED, "It holds no command.")
+        return _end(row, Delivery.State.IGNORED, "The comment has no author, number or text.")
+    command = read(text)
+    if command is None:
+        return _end(row, Delivery.State.IGNORED, "It holds no command.")
+    login = str(user.get("login", ""))
+    maintains = forge.may_maintain(login)
+    with transaction.atomic():
+        ended = _end(row, Delivery.State.DONE, "")
+        if ended:
+            said = obey(forge.name, number, login, maintains, command)
+            Delivery.objects.filter(pk=row.pk).update(note=said)
+    return ended

@@ -17,6 +17,8 @@ class Delivery(models.Model):
     delivery = models.CharField(max_length=100)
     event = models.CharField(max_length=60)
     payload = models.JSONField()
+    digest = models.CharField(max_length=64, blank=True, default="")
+    """Of a comment, the SHA-256 of the delivery's body: its id is not signed, so that the same may come under another."""
     state = models.CharField(max_length=10, choices=State, default=State.RECEIVED)
     tries = models.PositiveIntegerField(default=0)
     note = models.TextField(blank=True, default="")
@@ -24,7 +26,12 @@ class Delivery(models.Model):
     done_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["forge", "delivery"], name="one_row_per_delivery")]
+        constraints = [
+            models.UniqueConstraint(fields=["forge", "delivery"], name="one_row_per_delivery"),
+            models.UniqueConstraint(
+                fields=["forge", "digest"], condition=~models.Q(digest=""), name="one_row_per_comment"
+            ),
+        ]
         indexes = [models.Index(fields=["state"])]
         ordering = ["-id"]
         verbose_name_plural = "deliveries"

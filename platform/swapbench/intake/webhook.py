@@ -11,6 +11,7 @@ import logging
 import re
 
 from django.conf import settings
+from django.db import IntegrityError
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 25 * 1024 * 1024
 """GitHub caps payloads at 25 MB (docs.github.com, "Webhook events and payloads")."""
+MAX_DEPTH = 50
 DELIVERY_ID = re.compile(r"[0-9a-zA-Z-]{1,100}")
 EVENT = re.compile(r"[a-z_]{1,60}")
 EVENTS_OF_INTEREST = ("pull_request", "issue_comment", "push", "ping")
@@ -34,6 +36,18 @@ def signature_holds(secret: str, body: bytes, header: str) -> bool:
 
 def _refuse(status: int, sentence: str) -> JsonResponse:
     return JsonResponse({"error": sentence}, status=status)
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
 @csrf_exempt
@@ -60,13 +74,15 @@ def github_webhook(request: HttpRequest) -> JsonResponse:
     if not DELIVERY_ID.fullmatch(delivery) or not EVENT.fullmatch(event):
         return _refuse(400, "X-GitHub-Delivery and X-GitHub-Event must name the delivery and its event.")
     try:
-        # PostgreSQL's jsonb has no NUL and no lone surrogates, which JSON's escapes allow.
+        # Databases take no NUL, no lone surrogates and no NaN, which Python's JSON allows.
         payload = json.loads(body.decode().replace("\\u0000", "\\ufffd"))
-        json.dumps(payload, ensure_ascii=False).encode()
+        json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return _refuse(400, "The body is not JSON; set the webhook's content type to application/json.")
     if not isinstance(payload, dict):
         return _refuse(400, "The body must be a JSON object.")
+    if _is_deeper(payload, MAX_DEPTH):
+        return _refuse(400, f"The body is nested more than {MAX_DEPTH} deep.")
     if event not in EVENTS_OF_INTEREST:
         return JsonResponse({"taken": False, "note": f"The event {event!r} is of no interest here."}, status=202)
 
@@ -75,7 +91,13 @@ def github_webhook(request: HttpRequest) -> JsonResponse:
     ours = settings.SWAPBENCH_GITHUB["repository"]
     if event != "ping" and name != ours:
         return _refuse(422, f"The delivery is about {name!r}; this instance serves {ours!r}.")
-    _, new = Delivery.objects.get_or_create(
-        forge=f"github:{ours}", delivery=delivery, defaults={"event": event, "payload": payload}
-    )
+    digest = hashlib.sha256(body).hexdigest() if event == "issue_comment" else ""
+    try:
+        _, new = Delivery.objects.get_or_create(
+            forge=f"github:{ours}",
+            delivery=delivery,
+            defaults={"event": event, "payload": payload, "digest": digest},
+        )
+    except IntegrityError:
+        new = False  # The same comment came under another id: two webhooks of one repository, or a replay.
     return JsonResponse({"taken": True, "new": new}, status=202)

@@ -83,7 +83,7 @@ def give_up(row: Attempt, sentence: str) -> None:
     """
     if row.submission is None:
         return
-    steps = "This is not your fault. Once the machine works again, a maintainer can retry it with `/swapbench retry`."
+    steps = "This is not your fault. Once the machine works again, ask for another attempt with `/swapbench retry`."
     reasons = [Reason("infrastructure", sentence, next_step=steps)]
     write_verdicts(row, row.submission, Outcome(str(row.pk), "timed_out_infrastructure", [], [], reasons))
     settle(row.submission)

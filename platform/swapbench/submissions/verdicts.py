@@ -48,9 +48,7 @@ def _usual_steps(outcome: ImplementationOutcome) -> list[str]:
         case "passed" if outcome.speed == "slower":
             return ["It is correct but slower. Profile it with `swapbench check --suite performance`, then push again."]
         case "passed" if outcome.speed == "inconclusive":
-            return [
-                "The measurement was too noisy to decide. A maintainer can ask for another with `/swapbench retry`."
-            ]
+            return ["The measurement was too noisy to decide. Ask for another with `/swapbench retry`."]
         case "passed":
             return ["It is correct, but no faster than what is there. Push a change that is, or leave it as it is."]
         case "failed":
@@ -64,9 +62,7 @@ def _usual_steps(outcome: ImplementationOutcome) -> list[str]:
         case "tampered":
             return ["What the code did is not allowed in a judged implementation. Remove it, then push."]
         case "inconclusive":
-            return [
-                "The machine was too busy to measure. A maintainer can ask for another try with `/swapbench retry`."
-            ]
+            return ["The machine was too busy to measure. Ask for another try with `/swapbench retry`."]
         case _:
             return ["This is not your fault. It is tried again by itself; after that a maintainer can retry it."]
 
