@@ -1,16 +1,21 @@
 """Attempts: dispatched, leased, recorded exactly once, and replaced where they are lost."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from swapbench.forge.local import LocalForge
 from swapbench.forge.mirror import git
 from swapbench.intake.take_in import take_in
 from swapbench.submissions import lease
+from swapbench.submissions import record as recording
 from swapbench.submissions.approve import approve_judging
 from swapbench.submissions.dispatch import dispatch
 from swapbench.submissions.models import Attempt, Result, Submission, Verdict, Worker
@@ -362,3 +367,32 @@ def test_every_machine_class_must_have_judged(repository: Repository, forge: Loc
     record(*signed(second, outcome_of(second, implementation())))
     submission.refresh_from_db()
     assert submission.state == Submission.State.JUDGED
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_attempts_that_end_at_the_same_moment_settle_their_submission(
+    repository: Repository, forge: LocalForge, rules: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules(machine_classes=[MACHINE, "h100"])
+    repository.pull(1, {SWIFT: source()})
+    submission = taken_in(forge, 1)
+    both = threading.Barrier(2)
+    settle = recording.settle
+
+    def settle_together(settled: Submission) -> None:
+        for act in (lambda: None, lambda: settle(settled)):
+            act()
+            with suppress(threading.BrokenBarrierError):  # Where one waits for the other's commit, they cannot meet.
+                both.wait(1)
+
+    def end(attempt: Attempt) -> bool:
+        try:
+            return record(*signed(attempt, outcome_of(attempt, implementation())))
+        finally:
+            connection.close()
+
+    monkeypatch.setattr(recording, "settle", settle_together)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(end, submission.attempts.all())) == [True, True]
+    submission.refresh_from_db()
+    assert (submission.state, submission.verdicts.count()) == (Submission.State.JUDGED, 2)

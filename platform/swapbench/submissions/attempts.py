@@ -73,6 +73,16 @@ def start_build(build: "Build", suites: Sequence[SuiteName]) -> list[Attempt]:
     ]
 
 
+def hold_submission(attempt: Attempt) -> None:
+    """Keeps everybody else off the submission of an attempt that is about to end, until the transaction has ended.
+
+    Else two attempts that end at the same moment each see the other one live and none settles the submission; or one is
+    replaced while a newer push calls the submission off.
+    """
+    if attempt.submission_id is not None:
+        Submission.objects.select_for_update().get(pk=attempt.submission_id)
+
+
 def replace(lost: Attempt) -> Attempt | None:
     """Queues the attempt that takes the place of a lost one; None where policy allows no more of them.
 

@@ -22,6 +22,7 @@ def reap() -> int:
         late = row.deadline_at is not None and row.deadline_at < now
         kind = Attempt.Failure.DEADLINE if late else Attempt.Failure.LEASE
         with transaction.atomic():
+            attempts.hold_submission(row)
             taken = (
                 Attempt.objects.filter(pk=row.pk, state=Attempt.State.RUNNING)
                 .filter(silent | overdue)

@@ -46,6 +46,7 @@ def record(attempt: str, outcome_text: str, signature: str) -> bool:
 def _record(row: Attempt, outcome: Outcome, text: str) -> bool:
     now = timezone.now()
     ours = outcome.status in OURS
+    attempts.hold_submission(row)
     ended = Attempt.objects.filter(pk=row.pk, token=row.token, state__in=LIVE).update(
         state=Attempt.State.FINISHED,
         status=outcome.status,
