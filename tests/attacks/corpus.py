@@ -14,7 +14,7 @@ from engine.slots.header import FOLDERS, Header, parse_header
 from workers.attempt import make_attempt
 from workers.judge.machine import machine_class
 from workers.protocol import Job, Outcome, Policy, Progress
-from workers.sandbox.confinement import FIRST_UID
+from workers.sandbox.confinement import FIRST_UID, SLOTS
 from workers.workingtree import WorkingTree, read_working_tree
 
 HERE = Path(__file__).resolve().parent
@@ -138,7 +138,8 @@ def hosts_alive() -> Iterator[int]:
             continue
         if status["State"].split()[0] in "ZX":
             continue
-        own = os.geteuid() == 0 and int(status["Uid"].split()[0]) == FIRST_UID + SLOT
+        users = (FIRST_UID + SLOT, FIRST_UID + SLOT + SLOTS // 2)
+        own = os.geteuid() == 0 and int(status["Uid"].split()[0]) in users
         child = os.geteuid() != 0 and int(status["PPid"]) == os.getpid()
         if own or child:
             yield int(entry.name)

@@ -20,6 +20,8 @@ MAX_PREPARED_BYTES = 2 * 1024**3
 PREPARED_PER_INPUT = 4
 PREPARED_BESIDE = 64 * 1024**2
 REGIONS_PER_MESSAGE = 200
+# A thread that is told to stop may end the system call that it is in.
+FROZEN_CPU_SECONDS = 0.001
 MAX_SENTENCE = 3_000
 MAX_TRACEBACK = 16_000
 
@@ -55,6 +57,8 @@ class Process(Protocol):
     def alive(self) -> bool: ...
     def cpu_seconds(self) -> float: ...
     def run_delay_seconds(self) -> float: ...
+    def freeze(self) -> None: ...
+    def thaw(self) -> None: ...
     def stderr_tail(self) -> str: ...
     def exit_reason(self) -> str | None: ...
     def kill(self) -> None: ...
@@ -98,8 +102,10 @@ class HostClient:
 
     def __post_init__(self) -> None:
         self._held: dict[str, Pack] = {}
+        self._shared: dict[str, list[Pack]] = {}
         self._outputs: dict[tuple[tuple[str, TensorSpec], ...], Pack] = {}
         self._known_buffers: set[int] = set()
+        self._cpu_when_frozen: float | None = None
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -118,7 +124,27 @@ class HostClient:
         self.process.kill()
         self.sock.close()
         self._held.clear()
+        self._shared.clear()
         self._outputs.clear()
+
+    def freeze(self) -> None:
+        """Holds the host: nothing of it runs until `thaw`. Harmless on one that is frozen. Raises Tampered where it cannot be held."""
+        try:
+            self.process.freeze()
+        except TimeoutError as error:
+            raise Tampered(f"The module host could not be held while it was not its turn: {error}.") from None
+        if self._cpu_when_frozen is None:
+            self._cpu_when_frozen = self.process.cpu_seconds()
+
+    def thaw(self) -> None:
+        """Lets a frozen host go on. Raises Tampered where it ran nevertheless."""
+        if self._cpu_when_frozen is None:
+            return
+        ran = self.process.cpu_seconds() - self._cpu_when_frozen
+        self._cpu_when_frozen = None
+        self.process.thaw()
+        if ran > FROZEN_CPU_SECONDS:
+            raise Tampered(f"The module worked for {1000 * ran:.0f} ms while it was not its turn.")
 
     def __enter__(self) -> "HostClient":
         return self
@@ -128,18 +154,29 @@ class HostClient:
 
     # -- engine.slots.kind.Runner -----------------------------------------------------------------------------------
 
-    def hold(self, held: HeldSet) -> dict[str, Tensor]:
-        """Shares tensors that outlive a call; see engine.slots.kind.Runner."""
+    def hold(self, held: HeldSet, key: str = "") -> dict[str, Tensor]:
+        """Shares tensors that outlive a call; see engine.slots.kind.Runner. They take the place of others of the same names.
+
+        What was held under `key` before is held again as it lies there, without anything being copied.
+        """
         deadline = time.monotonic() + self.call_timeout
         views = {name: item.tensor for name, item in held.items() if item.access == "private"}
-        for access in ("read", "write"):
-            tensors = [(name, item.tensor) for name, item in held.items() if item.access == access]
-            # Few buffers for many tensors, as each costs two descriptors (mmap keeps one, too), and a host chooses how many it packs.
-            for start in range(0, len(tensors), REGIONS_PER_MESSAGE):
-                pack = self.pack_type.of(dict(tensors[start : start + REGIONS_PER_MESSAGE]), writable=access == "write")
-                self._share(pack, pack.regions, deadline)
-                self._held |= dict.fromkeys(pack.views, pack)
-                views |= pack.views
+        packs = self._shared.get(key, [])
+        for pack in packs:
+            self._ask_to_hold(wire.Hold([], pack.regions), [], deadline)
+        if not packs:
+            for access in ("read", "write"):
+                tensors = [(name, item.tensor) for name, item in held.items() if item.access == access]
+                # Few buffers for many tensors, as each costs two descriptors (mmap keeps one, too), and a host chooses how many it packs.
+                for start in range(0, len(tensors), REGIONS_PER_MESSAGE):
+                    part = dict(tensors[start : start + REGIONS_PER_MESSAGE])
+                    packs.append(self.pack_type.of(part, writable=access == "write"))
+                    self._share(packs[-1], packs[-1].regions, deadline)
+        for pack in packs:
+            self._held |= dict.fromkeys(pack.views, pack)
+            views |= pack.views
+        if key:
+            self._shared[key] = packs
         return views
 
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
@@ -250,10 +287,12 @@ class HostClient:
 
     def _share(self, pack: Pack, regions: list[wire.Region], deadline: float) -> None:
         """Has the host map a buffer; its descriptor is given up at once, as mappings stay."""
-        hold = wire.Hold([pack.buffer.describe()], regions)
-        if not isinstance(self._ask(hold, [pack.buffer.fd], 0, deadline, "mapping shared tensors"), wire.Kept):
-            raise Tampered("The module host did not answer the request to map shared tensors.")
+        self._ask_to_hold(wire.Hold([pack.buffer.describe()], regions), [pack.buffer.fd], deadline)
         pack.buffer.close()
+
+    def _ask_to_hold(self, message: wire.Hold, fds: list[int], deadline: float) -> None:
+        if not isinstance(self._ask(message, fds, 0, deadline, "mapping shared tensors"), wire.Kept):
+            raise Tampered("The module host did not answer the request to map shared tensors.")
 
     # -- messages ---------------------------------------------------------------------------------------------------
 

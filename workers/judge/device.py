@@ -147,9 +147,9 @@ class DeviceClient(HostClient):
         self._arenas.clear()
         self._originals.clear()
 
-    def hold(self, held: HeldSet) -> dict[str, Tensor]:
+    def hold(self, held: HeldSet, key: str = "") -> dict[str, Tensor]:
         """Shares copies; see engine.slots.kind.Runner."""
-        views = super().hold(held)
+        views = super().hold(held, key)
         torch.cuda.synchronize()
         for name, item in held.items():
             self._originals.pop(name, None)

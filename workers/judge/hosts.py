@@ -12,7 +12,7 @@ from workers import wire
 from workers.judge import accelerator
 from workers.judge.client import HostClient
 from workers.judge.device import DeviceClient, Refills
-from workers.sandbox import GIB, MIB, Confinement, HostProcess, Limits, interpreter_view, spawn
+from workers.sandbox import GIB, MIB, SLOTS, Confinement, HostProcess, Limits, interpreter_view, spawn
 
 LOAD_SECONDS = 30.0
 PROFILE_BYTES = 256 * MIB
@@ -36,7 +36,7 @@ class Side:
 
 @dataclass
 class Hosts:
-    """Opens one host at a time at one isolation level.
+    """Opens hosts at one isolation level. One at a time is alive, or two of which the one that has no turn is frozen.
 
     `slot` picks the unprivileged user, one for each accelerator of the machine.
     """
@@ -55,31 +55,59 @@ class Hosts:
     opened: int = field(default=0, init=False)
     ready_seconds: list[float] = field(default_factory=list, init=False, repr=False)
     """How long each host took from being asked for to having imported its slot file."""
-    _current: HostClient | None = field(default=None, init=False, repr=False)
+    _alive: list[HostClient] = field(default_factory=list, init=False, repr=False)
     _waited: float = field(default=0.0, init=False, repr=False)
     _ahead: tuple[Side, HostProcess, socket.socket] | None = field(default=None, init=False, repr=False)
 
     def open(self, side: Side) -> HostClient:
-        """A fresh host that has imported the side's slot file; an earlier one is ended first, so that one at most is alive.
+        """A fresh host that has imported the side's slot file; those before it are ended first.
 
         Raises what `HostClient.load` raises, and SandboxError where the sandbox cannot be set up.
         """
         self.end()
         began = time.monotonic()
-        process, ours = self._taken(side) or self._started(side)
+        process, ours = self._taken(side) or self._started(side, self._cpus())
+        client = self._served(process, ours)
+        self._load(client, process, side)
+        self.ready_seconds.append(time.monotonic() - began)
+        return client
+
+    def open_pair(self, first: Side, second: Side) -> tuple[HostClient, HostClient]:
+        """Fresh hosts of two sides, both frozen: whoever thaws one freezes the other before. Those before them are ended first.
+
+        Both import torch at once, on all processors; a slot file only runs while the other side's host cannot. Raises as `open`.
+        """
+        self.end()
+        began = time.monotonic()
+        opened = []
+        for number, side in enumerate((first, second)):
+            # Another user for each, so that the kernel's limits per user never count one host's doings for the other.
+            process, ours = self._started(side, None, self.slot + number * (SLOTS // 2))
+            opened.append((self._served(process, ours), process, side))
+        for client, process, side in opened:
+            self._load(client, process, side)
+            client.freeze()
+            if (cpus := self._cpus()) is not None:
+                process.bind(cpus)
+            self.ready_seconds.append(time.monotonic() - began)
+        return opened[0][0], opened[1][0]
+
+    def _served(self, process: HostProcess, ours: socket.socket) -> HostClient:
         kind = DeviceClient if self.device == "cuda" else HostClient
         client = kind(process, ours, self.call_timeout)
         if isinstance(client, DeviceClient):
             client.refills = self.refills
-        self._current = client
+        self._alive.append(client)
         self.opened += 1
+        return client
+
+    def _load(self, client: HostClient, process: HostProcess, side: Side) -> None:
+        path = process.path(f"/swapbench/{side.path}")
         try:
-            client.load(process.path(f"/swapbench/{side.path}"), self.threads, min(LOAD_SECONDS, self.call_timeout))
+            client.load(path, self.threads, min(LOAD_SECONDS, self.call_timeout))
         except BaseException:
             self.close()
             raise
-        self.ready_seconds.append(time.monotonic() - began)
-        return client
 
     def start_ahead(self, side: Side) -> None:
         """Starts the process of the host that `side` is opened with next, where the machine has processors to spare.
@@ -90,7 +118,7 @@ class Hosts:
         if self.device != "cuda" or (os.cpu_count() or 1) < PROCESSORS_TO_START_AHEAD:
             return
         if self._ahead is None:
-            self._ahead = (side, *self._started(side))
+            self._ahead = (side, *self._started(side, self._cpus()))
 
     def ahead_seconds(self) -> float:
         """Processor time so far of the host that waits for its turn."""
@@ -107,12 +135,15 @@ class Hosts:
         ours.close()
         return None
 
-    def _started(self, side: Side) -> tuple[HostProcess, socket.socket]:
+    def _started(
+        self, side: Side, cpus: frozenset[int] | None, slot: int | None = None
+    ) -> tuple[HostProcess, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.MAX_MESSAGE_BYTES)
         try:
-            process = spawn(self._confinement(side, theirs.fileno()), self.level, unconfined=self.unconfined)
+            confinement = self._confinement(side, theirs.fileno(), cpus, self.slot if slot is None else slot)
+            process = spawn(confinement, self.level, unconfined=self.unconfined)
         except BaseException:
             ours.close()
             raise
@@ -121,22 +152,22 @@ class Hosts:
         return process, ours
 
     def end(self) -> None:
-        """Ends the current host, if there is one."""
-        if self._current is not None:
-            self._waited += self._current.waited_seconds
-            self._current.close()
-            self._current = None
+        """Ends the hosts that are alive, if there are any."""
+        while self._alive:
+            client = self._alive.pop()
+            self._waited += client.waited_seconds
+            client.close()
 
     def waited_seconds(self) -> float:
         """How long the judge has waited for answers of hosts, of all that were opened."""
-        return self._waited + (self._current.waited_seconds if self._current is not None else 0.0)
+        return self._waited + sum(client.waited_seconds for client in self._alive)
 
     def starved(self) -> bool:
-        """Whether the current host was kept from working by others on this machine."""
-        return self._current is not None and self._current.starved()
+        """Whether a living host was kept from working by others on this machine."""
+        return any(client.starved() for client in self._alive)
 
     def close(self) -> None:
-        """Ends the current host and the one that waits for its turn, if there are such."""
+        """Ends the hosts that are alive and the one that waits for its turn, if there are such."""
         self.end()
         if self._ahead is not None:
             _, process, ours = self._ahead
@@ -144,7 +175,7 @@ class Hosts:
             process.kill()
             ours.close()
 
-    def _confinement(self, side: Side, fd: int) -> Confinement:
+    def _confinement(self, side: Side, fd: int, cpus: frozenset[int] | None, slot: int) -> Confinement:
         view = interpreter_view()
         workers = Path(wire.__file__).resolve().parent
         files = {
@@ -190,9 +221,9 @@ class Hosts:
             limits=Limits(
                 memory_bytes=DEVICE_MEMORY_BYTES if on_device else self.memory_bytes,
                 pids=DEVICE_PIDS if on_device else 64 + 8 * self.threads,
-                cpus=self._cpus(),
+                cpus=cpus,
             ),
-            slot=self.slot,
+            slot=slot,
         )
 
     def _cpus(self) -> frozenset[int] | None:

@@ -35,26 +35,27 @@ class Reading:
     """Processes on the accelerator that are neither the judge's nor the host's."""
 
 
-def read(process: Watched) -> Reading:
-    """The counters now: /proc/stat (proc(5)), this process's and the host's."""
+def read(*hosts: Watched) -> Reading:
+    """The counters now: /proc/stat (proc(5)), this process's and those of the hosts together."""
     fields = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     user, nice, system, _, _, irq, softirq, steal = fields[:8]
     given = accelerator.current()
     sight = given.look() if given is not None else None
+    ours = [pid for host in hosts for pid in processes.tree(getattr(host, "pid", 0))] if sight is not None else []
     return Reading(
         wall=time.monotonic(),
         busy=(user + nice + system + irq + softirq) / _TICK,
         steal=steal / _TICK,
         own=time.process_time(),
-        host_cpu=process.cpu_seconds(),
-        host_delay=process.run_delay_seconds(),
+        host_cpu=sum(host.cpu_seconds() for host in hosts),
+        host_delay=sum(host.run_delay_seconds() for host in hosts),
         sight=sight,
-        strangers=sight.others(processes.tree(getattr(process, "pid", 0))) if sight is not None else 0,
+        strangers=sight.others(ours) if sight is not None else 0,
     )
 
 
 def between(start: Reading, end: Reading, ahead_seconds: float = 0.0) -> Observation:
-    """What happened between two readings of the same host.
+    """What happened between two readings of the same hosts.
 
     `ahead_seconds`: processor time of a host that was being started meanwhile, which is ours.
     """

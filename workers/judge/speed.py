@@ -17,7 +17,16 @@ from workers.judge.calibration import SlotCalibration
 from workers.judge.trial import Impossible, StageTimedOut, Trial, Wrong, reason_of, recipe_of, status_of
 from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed
 from workers.sandbox import SandboxError
-from workers.statistics import Decision, Estimate, Rule, contended, looks_within, may_repeat
+from workers.statistics import (
+    TAKING_TURNS,
+    Decision,
+    Estimate,
+    Rule,
+    Thresholds,
+    contended,
+    looks_within,
+    may_repeat,
+)
 from workers.suites.performance.bench import Course, PairBench, order_of
 from workers.suites.session import SuiteResult, run_suite
 
@@ -98,7 +107,8 @@ class _Stage:
             bench = PairBench(self.course, index, order)
             self._run(bench)
             self.slowest = max(self.slowest, time.monotonic() - began)
-            reasons = sorted({reason for observation in bench.observations for reason in contended(observation)})
+            limits = Thresholds() if self.course.on_device else TAKING_TURNS
+            reasons = sorted({reason for seen in bench.observations for reason in contended(seen, limits)})
             if not reasons:
                 break
             if not may_repeat(len(thrown_away), self.repeats):

@@ -8,7 +8,7 @@ with sandbox.spawn(Confinement(argv=..., env=..., readonly=..., socket=end.filen
 """
 
 from workers.sandbox.collect import Collected, collect
-from workers.sandbox.confinement import GIB, MIB, Confinement, Limits, View, interpreter_view
+from workers.sandbox.confinement import GIB, MIB, SLOTS, Confinement, Limits, View, interpreter_view
 from workers.sandbox.host import HostProcess, SandboxError
 from workers.sandbox.isolation import Level, NoLevel, best_level, levels
 from workers.sandbox.start import spawn
@@ -16,6 +16,7 @@ from workers.sandbox.start import spawn
 __all__ = [
     "GIB",
     "MIB",
+    "SLOTS",
     "Collected",
     "Confinement",
     "HostProcess",

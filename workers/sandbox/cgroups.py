@@ -10,7 +10,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from workers.sandbox.confinement import Limits
 
 _PREFIX = "swapbench."
 _LEAF = "swapbench-worker"
+_HOLD_SECONDS = 5.0
 _NEEDED = frozenset({"memory", "pids"})
 _OPTIONAL = ("cpu", "cpuset")
 _V1_USED = ("memory", "pids", "cpuacct", "cpuset")
@@ -89,8 +90,7 @@ class Group:
 
     def _set_cpus(self, limits: Limits) -> None:
         folder = self._folders["cpuset"]
-        cpus = limits.cpus if limits.cpus is not None else os.sched_getaffinity(0)
-        (folder / "cpuset.cpus").write_text(",".join(map(str, sorted(cpus))))
+        self.bind(limits.cpus if limits.cpus is not None else os.sched_getaffinity(0))
         if self._tree.version == 1:
             (folder / "cpuset.mems").write_text((folder.parent / "cpuset.mems").read_text().strip())
 
@@ -120,6 +120,29 @@ class Group:
     def refused_processes(self) -> int:
         """How many times a new process or thread was refused because the group had as many as it may."""
         return _keyed(self._folders["pids"] / "pids.events").get("max", 0)
+
+    def hold(self, held: bool) -> bool:
+        """Have the kernel stop everything in the group where it is, or let it go on. Returns when that is so; False where the
+        kernel has no freezer for it (version 2 before Linux 5.2, or not mounted). Raises TimeoutError.
+        """
+        if self._unified is None:
+            return False
+        deadline = time.monotonic() + _HOLD_SECONDS
+        try:
+            (self._unified / "cgroup.freeze").write_text("1" if held else "0")
+        except FileNotFoundError:
+            return False
+        while _keyed(self._unified / "cgroup.events").get("frozen") != held:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the group did not {'stop' if held else 'go on'} within {_HOLD_SECONDS:.0f} s")
+        return True
+
+    def bind(self, cpus: Iterable[int]) -> bool:
+        """Let everything in the group run on `cpus` only; False where no controller does that."""
+        if "cpuset" not in self._folders:
+            return False
+        (self._folders["cpuset"] / "cpuset.cpus").write_text(",".join(map(str, sorted(cpus))))
+        return True
 
     def kill(self) -> None:
         """Send SIGKILL to everything in the group; returns before all of it is gone."""

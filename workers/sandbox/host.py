@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 
 from workers.sandbox import cgroups, processes
 from workers.sandbox.confinement import GIB, MIB, Confinement, Limits
@@ -15,6 +16,7 @@ from workers.sandbox.confinement import GIB, MIB, Confinement, Limits
 _TAIL_BYTES = 16 * 1024
 _GONE_SECONDS = 20.0
 _WATCH_SECONDS = 0.1
+_STOP_SECONDS = 5.0
 
 
 class SandboxError(Exception):
@@ -91,6 +93,25 @@ class HostProcess:
         outside.
         """
         return processes.run_delay_seconds(self.pid)
+
+    def freeze(self) -> None:
+        """Hold the host and all that it started where they are: none of it runs until `thaw`. Harmless on one that has ended.
+
+        Without a control group SIGSTOP does it, which a timer of the host's own may undo: whoever must know compares its CPU
+        time before and after. Raises TimeoutError where it can not be held.
+        """
+        if self._pidfd >= 0 and (self._group is None or not self._group.hold(True)):
+            processes.stop(self.pid, _STOP_SECONDS)
+
+    def thaw(self) -> None:
+        """Let a frozen host go on."""
+        if self._pidfd >= 0 and (self._group is None or not self._group.hold(False)):
+            processes.go_on(self.pid)
+
+    def bind(self, cpus: Iterable[int]) -> None:
+        """Let the host and all that it started run on these processors only."""
+        if self._pidfd >= 0 and (self._group is None or not self._group.bind(cpus)):
+            processes.bind(self.pid, cpus)
 
     def memory_peak(self) -> int | None:
         """The most memory that host and children used at once; None where nothing keeps it."""

@@ -2,9 +2,11 @@
 memory.
 """
 
+import contextlib
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -86,6 +88,34 @@ def memory_bytes(root: int) -> int:
     return total
 
 
+def stop(root: int, seconds: float) -> None:
+    """Stop the tree with SIGSTOP, which nobody in it can catch. Returns when no thread of it runs; raises TimeoutError after
+    `seconds`, for one because it makes processes faster than they are stopped.
+    """
+    deadline = time.monotonic() + seconds
+    while moving := [pid for pid in tree(root) if not _stopped(pid)]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(moving)} processes could not be stopped within {seconds:.0f} s")
+        for pid in moving:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+
+
+def go_on(root: int) -> None:
+    """Undo `stop`."""
+    for pid in tree(root):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def bind(root: int, cpus: Iterable[int]) -> None:
+    """Let every thread that the tree has now run on `cpus` only; what they start inherits it."""
+    for pid in tree(root):
+        for thread in _threads(pid):
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(int(thread.name), cpus)
+
+
 def processes_of(uid: int) -> Iterator[int]:
     """Pids of every process whose real uid is `uid`."""
     for entry in _PROC.iterdir():
@@ -105,6 +135,18 @@ def _stat(pid: int) -> list[str] | None:
         return None
     # The name is whatever the process made it, parentheses and newlines included; it ends at the last one.
     return text[text.rindex(b")") + 2 :].decode().split()
+
+
+def _stopped(pid: int) -> bool:
+    """Whether no thread of `pid` can run: each is stopped, or has ended."""
+    for thread in _threads(pid):
+        try:
+            text = (thread / "stat").read_bytes()
+        except OSError:
+            continue
+        if text[text.rindex(b")") + 2 : text.rindex(b")") + 3] not in b"TtZX":
+            return False
+    return True
 
 
 def _threads(pid: int) -> list[Path]:

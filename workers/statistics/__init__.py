@@ -30,7 +30,7 @@ from workers.statistics.calibration import (
     gate_power,
     loss_power,
 )
-from workers.statistics.contention import Observation, Thresholds, contended, may_repeat
+from workers.statistics.contention import TAKING_TURNS, Observation, Thresholds, contended, may_repeat
 from workers.statistics.proportions import clopper_pearson, wilson
 from workers.statistics.ranking import Tier, benjamini_hochberg, better_than, holm, tiers
 from workers.statistics.roofline import impossible
@@ -48,6 +48,7 @@ from workers.statistics.signed_rank import Estimate, estimate, percent, sign_fli
 from workers.statistics.spending import alpha_for_try, look_levels, pocock_like
 
 __all__ = [
+    "TAKING_TURNS",
     "CaseResult",
     "Decision",
     "Estimate",

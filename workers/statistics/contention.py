@@ -37,6 +37,10 @@ class Thresholds(msgspec.Struct, frozen=True):
     other_cpu: float = 0.10
 
 
+TAKING_TURNS = Thresholds(run_delay=0.15, steal=0.05, other_cpu=0.30)
+"""For a pair whose processes take turns call by call: what disturbs it disturbs both sides alike, so only much of it costs the pair."""
+
+
 def contended(observation: Observation, thresholds: Thresholds = Thresholds()) -> tuple[str, ...]:
     """The reasons why the stretch is worthless, for a person; empty if it is sound. Raises ValueError without wall time or processors."""
     if observation.wall_seconds <= 0 or observation.processors < 1:

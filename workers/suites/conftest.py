@@ -1,4 +1,4 @@
-"""Parametrises every suite by what its bench offers: cases, properties, processes."""
+"""Parametrises every suite by what its bench offers: cases, properties, turns."""
 
 import pytest
 

@@ -1,4 +1,9 @@
-"""What the performance suite judges with: one pair of fresh processes, every case in both."""
+"""What the performance suite judges with: one pair of fresh processes, every case in both.
+
+On the CPU both processes of a pair are alive, and take turns: one is frozen by the kernel while the other is timed. Whatever
+slows the machine for longer than a turn (other tenants of its memory and caches do, for seconds) then slows both sides alike. On
+the accelerator they follow each other, as work that was queued there goes on when its process is frozen; it is also steadier.
+"""
 
 import math
 import time
@@ -11,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
-from workers.judge.client import Answer, HostClient, Tampered
+from workers.judge.client import Answer, HostClient, ReadyCall, Tampered
 from workers.judge.device import DeviceClient
 from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
@@ -21,7 +26,7 @@ from workers.statistics import Observation, impossible
 
 SideName = Literal["base", "head"]
 SAMPLE_SECONDS = 0.06
-WARM_UP_CALLS = 2
+WARM_UP_CALLS = {"cpu": 1, "cuda": 2}
 MIN_CALLS = 5
 MAX_CALLS_PER_SAMPLE = 400
 # What an honest host spends between calls: it maps and unmaps inputs, and its interpreter collects garbage.
@@ -37,10 +42,9 @@ HEAT_AGAIN_SECONDS = 0.04
 
 
 @dataclass(frozen=True)
-class Process:
-    """One fresh process of a pair."""
+class Turn:
+    """One process of a pair, whose calls pytest-benchmark times."""
 
-    pair: int
     side: SideName
     name: str
 
@@ -86,7 +90,9 @@ class Course:
         self.held: dict[SideName, dict[str, HeldSet]] = {}
         self.calls: dict[str, int] = {}
         self.prepares = False
+        """Timed calls in one turn, by case."""
         self.on_device = trial.environment.device == "cuda"
+        self.warm_up_calls = WARM_UP_CALLS[trial.environment.device]
         self.compared: dict[str, int] = {}
         """How many calls of a sample are compared, by case, on the accelerator."""
         self.refill: dict[str, float] = {}
@@ -95,7 +101,7 @@ class Course:
         self._drawer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw")
 
     def set_up(self) -> None:
-        """Prepares both sides and learns from the base how many calls make a sample. Raises what the subject's faults raise."""
+        """Prepares both sides and learns from the base how many calls make a turn. Raises what the subject's faults raise."""
         self.trial.hosts.start_ahead(self.sides["base"])
         for name, side in self.sides.items():
             self.held[name] = self._settled(side)
@@ -154,7 +160,7 @@ class Course:
                 if isinstance(held, CallFailed):
                     raise held
                 self.prepares |= self.kind.preparation(self.cases[name], held) is not None
-                if self.on_device and type(self.kind).settle is SlotKind.settle:
+                if type(self.kind).settle is SlotKind.settle:
                     # There is nothing to settle, and a host for it would take seconds to start.
                     settled[name] = held
                     continue
@@ -177,14 +183,14 @@ class Course:
         return self.kind.draw(self.cases[case_name], held, self.source.child(case_name, *labels))
 
     def draw_pair(self, pair: int, side: SideName) -> Future[dict[str, list[Drawn]]]:
-        """Draws all calls of a process in the background: the same ones for both sides of a pair."""
+        """Draws all calls of a process in the background, one turn's after the other's: the same ones for both sides of a pair."""
         return self._drawer.submit(self._draw_all, pair, side)
 
     def _draw_all(self, pair: int, side: SideName) -> dict[str, list[Drawn]]:
         drawn: dict[str, list[Drawn]] = {}
         for name, case in self.cases.items():
             held = self.held[side][name]
-            count = WARM_UP_CALLS + self.calls[name]
+            count = 2 * (self.warm_up_calls + self.calls[name])
             calls = [self._draw(name, held, pair, n) for n in range(count)]
             drawn[name] = [
                 Drawn(call, self.kind.expected(case, held, call), ("performance", name, pair, n))
@@ -218,61 +224,114 @@ class Course:
 
 @dataclass
 class PairBench:
-    """One AB/BA pair on its way: gives pytest its processes and cases, and keeps what they gave."""
+    """One AB/BA pair on its way: gives pytest its turns and cases, and keeps what they gave."""
 
     course: Course
     pair: int
     order: Literal["AB", "BA"]
     timings: dict[SideName, dict[str, Timing]] = field(default_factory=lambda: {"base": {}, "head": {}})
     observations: list[Observation] = field(default_factory=list)
-    _open: Process | None = None
-    _client: HostClient | None = None
-    _drawn: dict[SideName, Future[dict[str, list[Drawn]]]] = field(default_factory=dict)
+    _turn: Turn | None = None
+    _awake: SideName | None = None
+    _clients: dict[SideName, HostClient] = field(default_factory=dict)
+    _drawn: dict[SideName, dict[str, list[Drawn]]] = field(default_factory=dict)
+    _left: int = 0
     _began: Reading | None = None
+    _spent: dict[SideName, float] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, Sequence[Any]]:
         """Two processes in the order of the coin, each with every case."""
-        sides: list[SideName] = ["base", "head"] if self.order == "AB" else ["head", "base"]
-        processes = [Process(self.pair, side, f"pair{self.pair:02d}-{side}") for side in sides]
-        return {"process": processes, "case": self.course.published}
+        turns = [Turn(side, f"pair{self.pair:02d}-{side}") for side in self.sides]
+        self._left = len(turns) * len(self.course.published)
+        return {"turn": turns, "case": self.course.published}
 
-    def measure(self, benchmark: Any, process: Process, published: Case) -> None:
-        """Times one case in one process: pytest-benchmark's rounds are our samples, its timer is the judge's clock."""
-        name = published.name
-        client = self._client_for(process)
-        if isinstance(client, DeviceClient):
-            self._measure_on_device(benchmark, client, process, name)
-            return
-        drawn = self._take(process.side, name)
-        client.hold(self.course.held[process.side][name])
-        warm, rest = drawn[:WARM_UP_CALLS], drawn[WARM_UP_CALLS:]
-        answers = [client.timed(client.ready(item.call)) for item in warm]
-        ready = iter([client.ready(item.call) for item in rest])
-        start = read(client.process)
-        pending = client.calls_seconds
-        benchmark.extra_info["side"] = process.side
-        benchmark.pedantic(
-            lambda: answers.append(client.timed(next(ready))), rounds=len(rest), iterations=1, warmup_rounds=0
-        )
-        end = read(client.process)
-        observation = between(start, end)
-        self.observations.append(observation)
-        self._check_idle(observation, client.calls_seconds - pending)
-        samples = [answer.seconds for answer in answers[WARM_UP_CALLS:]]
-        for item, answer in zip(drawn, answers, strict=True):
-            self.course.check(name, process.side, item, answer)
-        self.timings[process.side][name] = Timing(samples)
+    @property
+    def sides(self) -> tuple[SideName, SideName]:
+        """In the order of the coin."""
+        return ("base", "head") if self.order == "AB" else ("head", "base")
 
-    def _take(self, side: SideName, name: str) -> list[Drawn]:
-        """The calls of a case. Whoever is the last to need them takes them away: a pair's inputs and outputs are gigabytes."""
-        drawn = self._drawn[side].result()
-        shared = not self.course.prepares and len(self._drawn) == 1
-        return drawn[name] if shared else drawn.pop(name)
+    def measure(self, benchmark: Any, turn: Turn, published: Case) -> None:
+        """Times one case in one turn: pytest-benchmark's rounds are our calls, its timer is the judge's clock."""
+        benchmark.extra_info["side"] = turn.side
+        if self.course.on_device:
+            self._measure_on_device(benchmark, turn, published.name)
+        else:
+            self._measure(benchmark, turn.side, published.name)
 
-    def _measure_on_device(self, benchmark: Any, client: DeviceClient, process: Process, name: str) -> None:
-        course, side = self.course, process.side
+    def _measure(self, benchmark: Any, side: SideName, name: str) -> None:
+        """Before each call of `side` the other process makes the same one, as the setup of pytest-benchmark's round.
+
+        So in the two turns of a pair each process goes first as often as second, and both have the same number of calls.
+        """
+        if not self._clients:
+            self._begin()
+        course = self.course
+        count = course.warm_up_calls + course.calls[name]
+        other: SideName = "head" if side == "base" else "base"
+        ready: dict[SideName, list[tuple[Drawn, ReadyCall]]] = {}
+        for one in (other, side):
+            self._give_turn(one).hold(course.held[one][name], name)
+            # Whoever is the last to need a turn's calls takes them away: a pair's inputs and outputs are gigabytes.
+            drawn = [self._drawn[one][name].pop(0) for _ in range(count)]
+            ready[one] = [(item, self._clients[one].ready(item.call)) for item in drawn]
+        answers: dict[SideName, list[tuple[Drawn, Answer]]] = {"base": [], "head": []}
+
+        def call(one: SideName) -> None:
+            item, waiting = ready[one][len(answers[one])]
+            answers[one].append((item, self._give_turn(one).timed(waiting)))
+
+        for _ in range(course.warm_up_calls):
+            call(other)
+            call(side)
+        benchmark.pedantic(call, (side,), setup=lambda: call(other), rounds=course.calls[name], iterations=1)
+        for one, given in answers.items():
+            for item, answer in given:
+                course.check(name, one, item, answer)
+            samples = [answer.seconds for _, answer in given[course.warm_up_calls :]]
+            self.timings[one].setdefault(name, Timing([])).samples.extend(samples)
+        self._left -= 1
+        if not self._left:
+            self._finish()
+
+    def _begin(self) -> None:
+        """Opens both processes, lets each map what it holds, and begins to watch."""
+        course, hosts = self.course, self.course.trial.hosts
+        first, second = self.sides
+        drawing = {side: course.draw_pair(self.pair, side) for side in (self.sides if course.prepares else (first,))}
+        hosts.call_timeout = min(30.0, course.trial.remaining())
+        self._clients = dict(zip(self.sides, hosts.open_pair(course.sides[first], course.sides[second]), strict=True))
+        for side, client in self._clients.items():
+            client.thaw()
+            for name in course.cases:
+                client.hold(course.held[side][name], name)
+            client.freeze()
+        for side in self.sides:
+            found = drawing.get(side, drawing[first]).result()
+            self._drawn[side] = {name: list(calls) for name, calls in found.items()}
+        self._spent = {side: client.process.cpu_seconds() for side, client in self._clients.items()}
+        self._began = read(*(client.process for client in self._clients.values()))
+
+    def _give_turn(self, side: SideName) -> HostClient:
+        """Freezes the other process and lets this one go on."""
+        if self._awake != side:
+            if self._awake is not None:
+                self._clients[self._awake].freeze()
+            self._clients[side].thaw()
+            self._awake = side
+            self._clients[side].call_timeout = min(30.0, self.course.trial.remaining())
+        return self._clients[side]
+
+    def _finish(self) -> None:
+        """Ends the watch, and asks what each process did while nobody asked it to."""
+        assert self._began is not None
+        self.observations.append(between(self._began, read(*(client.process for client in self._clients.values()))))
+        for side, client in self._clients.items():
+            self._check_idle(client.process.cpu_seconds() - self._spent[side], client.calls_seconds)
+
+    def _measure_on_device(self, benchmark: Any, turn: Turn, name: str) -> None:
+        course, side = self.course, turn.side
         assert course.furnace is not None
-        hosts = course.trial.hosts
+        hosts, client = course.trial.hosts, self._device_client(turn)
         client.hold(course.held[side][name])
         chosen = course.chosen(name, side, self.pair)
         kept: list[tuple[Call, Answer]] = []
@@ -281,27 +340,26 @@ class PairBench:
 
         def once(number: int) -> None:
             call = course.draw_one(name, side, self.pair, number)
-            keep = number - WARM_UP_CALLS in chosen
+            keep = number - course.warm_up_calls in chosen
             answer = client.timed(client.ready(call), keep)
             course.check_floor(name, side, call, answer.seconds)
             if keep:
                 kept.append((call, answer))
-            if number >= WARM_UP_CALLS:
+            if number >= course.warm_up_calls:
                 samples.append(answer.seconds)
                 refills.append(client.last_refill_seconds)
 
         course.furnace.heat(HEAT_AGAIN_SECONDS)
-        for number in range(WARM_UP_CALLS):
+        for number in range(course.warm_up_calls):
             once(number)
-        numbers = iter(range(WARM_UP_CALLS, WARM_UP_CALLS + course.calls[name]))
+        numbers = iter(range(course.warm_up_calls, course.warm_up_calls + course.calls[name]))
         start, ahead = read(client.process), hosts.ahead_seconds()
         pending = client.calls_seconds
-        benchmark.extra_info["side"] = side
         benchmark.pedantic(lambda: once(next(numbers)), rounds=course.calls[name], iterations=1, warmup_rounds=0)
         end = read(client.process)
         observation = between(start, end, max(0.0, hosts.ahead_seconds() - ahead))
         self.observations.append(observation)
-        self._check_idle(observation, client.calls_seconds - pending)
+        self._check_idle(observation.cpu_seconds, client.calls_seconds - pending)
         benchmark.extra_info["refill seconds, taken off"] = course.refill[name]
         benchmark.extra_info["refill seconds, median here"] = Timing(refills).median
         if end.sight is not None:
@@ -311,41 +369,33 @@ class PairBench:
             course.compare_one(name, side, call, answer)
         self.timings[side][name] = Timing(samples)
 
-    def _client_for(self, process: Process) -> HostClient:
-        if self._open != process and self.course.furnace is not None:
-            hosts = self.course.trial.hosts
-            self._client = self.course.trial.open(self.course.sides[process.side])
-            self.course.furnace.heat(HEAT_SECONDS)
-            first = self._open is None
-            self._open = process
+    def _device_client(self, turn: Turn) -> DeviceClient:
+        course, hosts = self.course, self.course.trial.hosts
+        if self._turn != turn:
+            assert course.furnace is not None
+            self._clients = {turn.side: course.trial.open(course.sides[turn.side])}
+            course.furnace.heat(HEAT_SECONDS)
+            first = self._turn is None
+            self._turn = turn
             # Who comes next is known: the other side, or by the coin the first of the next pair.
-            other: SideName = "head" if process.side == "base" else "base"
-            upcoming = other if first else first_side(self.course.trial, self.pair + 1)
-            hosts.start_ahead(self.course.sides[upcoming])
-        if self._open != process:
-            side = process.side
-            if not self.course.prepares and self._drawn:
-                self._drawn[side] = next(iter(self._drawn.values()))
-            else:
-                self._drawn[side] = self.course.draw_pair(self.pair, side)
-            self._client = self.course.trial.open(self.course.sides[side])
-            self._drawn[side].result()
-            self._open = process
-        assert self._client is not None
-        self._client.call_timeout = min(30.0, self.course.trial.remaining())
-        return self._client
+            other: SideName = "head" if turn.side == "base" else "base"
+            hosts.start_ahead(course.sides[other if first else first_side(course.trial, self.pair + 1)])
+        client = self._clients[turn.side]
+        assert isinstance(client, DeviceClient)
+        client.call_timeout = min(30.0, course.trial.remaining())
+        return client
 
-    def _check_idle(self, observation: Observation, pending: float) -> None:
+    def _check_idle(self, used: float, pending: float) -> None:
         """A host sleeps between calls. One that works while no call is pending prepares what the clock should see."""
         allowed = pending * self.course.trial.hosts.threads * (1 + IDLE_CPU_SHARE) + IDLE_CPU_SECONDS
-        if observation.cpu_seconds > allowed:
+        if used > allowed:
             raise Tampered(
-                f"The module used {observation.cpu_seconds:.2f} s of processor time while calls were pending for {pending:.2f} s: it "
+                f"The module used {used:.2f} s of processor time while calls were pending for {pending:.2f} s: it "
                 "worked between calls, outside the clock."
             )
 
     def close(self) -> None:
-        """Ends the last host."""
+        """Ends the hosts."""
         self.course.trial.hosts.end()
 
 

@@ -1,11 +1,11 @@
-"""One test for each process and case of a pair."""
+"""One test for each turn of a process and each case in it."""
 
 from typing import Any
 
 from engine.slots.kind import Case
-from workers.suites.performance.bench import PairBench, Process
+from workers.suites.performance.bench import PairBench, Turn
 
 
-def test_speed(benchmark: Any, bench: PairBench, process: Process, case: Case) -> None:
-    """Times the case in the process; every timed call is checked."""
-    bench.measure(benchmark, process, case)
+def test_speed(benchmark: Any, bench: PairBench, turn: Turn, case: Case) -> None:
+    """Times the case in the turn's process; every timed call is checked."""
+    bench.measure(benchmark, turn, case)

@@ -1,0 +1,111 @@
+"""Holding a host where it is while another one has the clock: nothing of it runs, whatever it has prepared for that."""
+
+import os
+import time
+
+import pytest
+
+from tests.sandbox.conftest import Hosts
+from workers.sandbox import HostProcess, processes
+
+PATIENCE = 60
+BUSY = """
+import os, threading
+def work():
+    while True: pass
+threading.Thread(target=work, daemon=True).start()
+if os.fork() == 0: work()
+print("busy", flush=True)
+work()
+"""
+# The kernel sends SIGCONT when a timer of the host's own ends, which undoes SIGSTOP.
+WAKES_ITSELF = """
+import ctypes, signal
+libc = ctypes.CDLL(None, use_errno=True)
+class Event(ctypes.Structure):
+    _fields_ = [("value", ctypes.c_void_p), ("number", ctypes.c_int), ("notify", ctypes.c_int), ("rest", ctypes.c_char * 48)]
+event, timer = Event(number=signal.SIGCONT), ctypes.c_void_p()
+assert libc.timer_create(1, ctypes.byref(event), ctypes.byref(timer)) == 0
+every = (ctypes.c_long * 4)(0, 20_000_000, 0, 20_000_000)
+assert libc.timer_settime(timer, 0, ctypes.byref(every), None) == 0
+print("busy", flush=True)
+while True: pass
+"""
+
+
+def _until_busy(host: HostProcess) -> None:
+    end = time.monotonic() + PATIENCE
+    while "busy" not in host.stderr_tail():
+        assert host.alive(), host.stderr_tail()
+        assert time.monotonic() < end, "the host never got to work"
+        time.sleep(0.01)
+
+
+@pytest.fixture(params=["strongest", "weakest"])
+def level(request: pytest.FixtureRequest) -> str:
+    """The level with a control group where this machine has one, and the one that must do with signals."""
+    return str(request.getfixturevalue(request.param))
+
+
+def test_a_frozen_host_does_not_run_and_goes_on_when_thawed(hosts: Hosts, level: str) -> None:
+    host = hosts.run(BUSY, level=level)
+    _until_busy(host)
+    host.freeze()
+    held = host.cpu_seconds()
+    time.sleep(0.3)
+    assert host.cpu_seconds() - held < 0.001
+    host.thaw()
+    end = time.monotonic() + PATIENCE
+    while host.cpu_seconds() < held + 0.05:
+        assert time.monotonic() < end, "the host did not go on"
+        time.sleep(0.01)
+
+
+def test_freezing_twice_and_thawing_twice_are_harmless(hosts: Hosts, level: str) -> None:
+    host = hosts.run(BUSY, level=level)
+    _until_busy(host)
+    for step in (host.freeze, host.freeze, host.thaw, host.thaw):
+        step()
+    assert host.alive()
+
+
+def test_a_frozen_host_can_be_ended(hosts: Hosts, level: str) -> None:
+    host = hosts.run(BUSY, level=level)
+    _until_busy(host)
+    members = processes.tree(host.pid)
+    host.freeze()
+    host.kill("had enough")
+    assert host.exit_reason() == "had enough"
+    assert [pid for pid in members if processes.start_time(pid) is not None] == []
+    host.freeze()
+    host.thaw()
+
+
+def test_a_host_that_wakes_itself_stays_frozen_in_a_group(hosts: Hosts, strongest: str) -> None:
+    host = hosts.run(WAKES_ITSELF, level=strongest)
+    _until_busy(host)
+    if not host.grouped:
+        pytest.fail("this machine's strongest level has no control group to freeze a host with")
+    host.freeze()
+    held = host.cpu_seconds()
+    time.sleep(0.3)
+    assert host.cpu_seconds() - held < 0.001
+
+
+def test_a_host_that_wakes_itself_without_a_group_is_seen_by_its_time(hosts: Hosts, weakest: str) -> None:
+    host = hosts.run(WAKES_ITSELF, level=weakest)
+    if host.grouped:
+        pytest.fail("the weakest level is thought to have no control group")
+    _until_busy(host)
+    host.freeze()
+    held = host.cpu_seconds()
+    time.sleep(0.5)
+    assert host.cpu_seconds() - held > 0.001
+
+
+def test_a_host_is_bound_to_processors(hosts: Hosts, level: str) -> None:
+    host = hosts.run(BUSY, level=level)
+    _until_busy(host)
+    last = max(os.sched_getaffinity(0))
+    host.bind({last})
+    assert {frozenset(os.sched_getaffinity(pid)) for pid in processes.tree(host.pid)} == {frozenset({last})}
