@@ -14,7 +14,9 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.db import OperationalError
 
+from swapbench.control import tasks
 from swapbench.control import turn as turns
 from swapbench.control.turn import Clock, turn
 from swapbench.demo.localforge import make_forge
@@ -76,6 +78,20 @@ def test_a_step_that_fails_does_not_hold_up_the_others(
     turn(Clock(), lambda machine_class, job, expires: sent.append(job))
     assert len(sent) == 1
     assert "Nobody foresaw this." in caplog.text
+
+
+def test_an_outcome_is_not_lost_to_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def away_at_first(attempt: str, outcome: str, signature: str) -> bool:
+        taken.append(attempt)
+        if len(taken) < 3:
+            raise OperationalError("The server closed the connection.")
+        return True
+
+    monkeypatch.setattr(tasks.record, "record", away_at_first)
+    assert tasks.attempt_finished.apply(args=("7", "{}", "")).successful()
+    assert taken == ["7", "7", "7"]
 
 
 @pytest.mark.django_db

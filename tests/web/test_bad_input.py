@@ -103,3 +103,9 @@ def test_a_broken_page_is_shown_in_the_same_style(site: Client, monkeypatch: pyt
     assert answer.status_code == 500
     assert "Something broke on our side" in answer.content.decode()
     assert "out of order" not in answer.content.decode()
+
+
+def test_a_cookie_may_hold_anything(site: Client, full: dict[int, Submission]) -> None:
+    for text in ("aaaaaaaa\\000", "é" * 20, "' OR 1=1 --", "x" * 5000, ""):
+        answer = site.get("/", HTTP_COOKIE=f'sessionid="{text}"; csrftoken="{text}"; django_language="{text}"')
+        assert answer.status_code == 200

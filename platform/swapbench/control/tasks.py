@@ -1,5 +1,7 @@
 """What judge workers say, each handed to the action that deals with it."""
 
+from django.db import InterfaceError, OperationalError
+
 from swapbench.celery import app
 from swapbench.submissions import lease, record
 from workers.protocol import (
@@ -28,7 +30,8 @@ def attempt_progress(attempt: str, token: str, progress: str) -> None:
     lease.progress(attempt, token, decode_progress(progress))
 
 
-@app.task(name=FINISHED_TASK)
+# Everything else is said again soon; an outcome is said once, and a database that is away must not cost the attempt.
+@app.task(name=FINISHED_TASK, autoretry_for=(OperationalError, InterfaceError), default_retry_delay=3, max_retries=20)
 def attempt_finished(attempt: str, outcome: str, signature: str) -> None:
     record.record(attempt, outcome, signature)
 
