@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import OperationalError
+from django.db.models import F
+from django.utils import timezone
 
 from swapbench.control import tasks
 from swapbench.control import turn as turns
 from swapbench.control.turn import Clock, turn
 from swapbench.demo.localforge import make_forge
 from swapbench.demo.samples import SampleError, read_samples
+from swapbench.forge.contract import ForgeError, PublishedReport
 from swapbench.forge.local import LocalForge
 from swapbench.reports.models import Report
 from swapbench.reports.publish import publish
+from swapbench.submissions.models import AuditEvent
 from swapbench.submissions.policy import policy
 from swapbench.submissions.record import record
 from tests.platform.cast import Repository, implementation, outcome_of, signed, source, taken_in
@@ -111,6 +116,62 @@ def test_a_report_says_what_is_and_is_told_once(repository: Repository, forge: L
     assert "\n# Title" not in report.text
     assert f"/submissions/{submission.pk}" in report.text
     assert "What to do" in report.text
+
+
+@pytest.mark.django_db
+def test_what_the_forge_could_not_be_told_is_told_later(
+    repository: Repository, forge: LocalForge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.pull(1, {SWIFT: source()})
+    taken_in(forge, 1)
+    asked: list[int] = []
+
+    def away(self: LocalForge, number: int, *_: object, **__: object) -> PublishedReport:
+        asked.append(number)
+        raise ForgeError("Nobody answers.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalForge, "publish", away)
+        for n in range(1, 21):
+            assert [publish(forge), publish(forge)] == [0, 0]
+            assert len(asked) == n
+            Report.objects.update(tried_at=timezone.now() - timedelta(hours=1))
+    assert [publish(forge), publish(forge)] == [1, 0]
+    assert Report.objects.get().failures == 0
+
+
+@pytest.mark.django_db
+def test_a_report_catches_up_with_what_happened_long_ago(repository: Repository, forge: LocalForge) -> None:
+    repository.pull(1, {SWIFT: source()})
+    submission = taken_in(forge, 1)
+    publish(forge)
+    attempt = submission.attempts.get()
+    record(*signed(attempt, outcome_of(attempt, implementation())))
+    # Nothing was published since: the process was away for a day.
+    day = timedelta(days=1)
+    AuditEvent.objects.update(at=F("at") - day)
+    Report.objects.update(checked_at=F("checked_at") - day)
+    assert publish(forge) == 1
+    assert Report.objects.get().conclusion == "success"
+
+
+@pytest.mark.django_db
+def test_two_processes_tell_the_forge_once(
+    repository: Repository, forge: LocalForge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.pull(1, {SWIFT: source()})
+    taken_in(forge, 1)
+    told = LocalForge.publish
+    times: list[int] = []
+
+    def while_another_publishes(self: LocalForge, number: int, *rest: Any, **named: Any) -> PublishedReport:
+        times.append(number)
+        assert publish(forge) == 0
+        return told(self, number, *rest, **named)
+
+    monkeypatch.setattr(LocalForge, "publish", while_another_publishes)
+    assert publish(forge) == 1
+    assert times == [1]
 
 
 @pytest.mark.django_db

@@ -60,8 +60,15 @@ def test_errors_of_github_are_sentences(github: FakeGitHub) -> None:
         forge_of(away).open_pull_requests()
 
 
+def knows_check_runs(github: FakeGitHub, *runs: dict[str, object]) -> None:
+    at = f"{github.address}{REPO}/commits/{SHA}"
+    github.answer("GET", f"{REPO}/commits/{SHA}", {"sha": SHA, "url": at})
+    github.answer("GET", f"{REPO}/commits/{SHA}/check-runs", {"total_count": len(runs), "check_runs": list(runs)})
+
+
 def test_a_report_is_made_and_then_kept_up_to_date(github: FakeGitHub) -> None:
     at = github.address + REPO
+    knows_check_runs(github)
     github.answer("POST", f"{REPO}/check-runs", {"id": 11, "url": f"{at}/check-runs/11"}, 201)
     github.answer("GET", f"{REPO}/check-runs/11", {"id": 11, "url": f"{at}/check-runs/11"})
     github.answer("PATCH", f"{REPO}/check-runs/11", {"id": 11})
@@ -84,8 +91,28 @@ def test_a_report_is_made_and_then_kept_up_to_date(github: FakeGitHub) -> None:
     assert len(comment["body"]) < 65_535
 
 
+def test_a_check_run_whose_id_was_lost_is_found_again(github: FakeGitHub) -> None:
+    at = f"{github.address}{REPO}/check-runs"
+    knows_check_runs(
+        github,
+        {"id": 10, "url": f"{at}/10", "app": {"id": 99}},
+        {"id": 11, "url": f"{at}/11", "app": {"id": 1}},
+    )
+    github.answer("GET", f"{REPO}/check-runs/11", {"id": 11, "url": f"{at}/11"})
+    github.answer("PATCH", f"{REPO}/check-runs/11", {"id": 11})
+    told = forge_of(github).publish(7, ReportText(SHA, "Passed", "success", "New.", "u"), PublishedReport(), False)
+    assert told.check_run == "11"
+    assert not github.said_to("POST", f"{REPO}/check-runs")
+
+
+def test_an_account_that_was_deleted_holds_up_nothing(github: FakeGitHub) -> None:
+    github.answer("GET", f"{REPO}/pulls", [github.pull(7, SHA, user=None), github.pull(8, SHA)])
+    assert [info.author for info in forge_of(github).open_pull_requests()] == ["ghost", "alice"]
+
+
 def test_a_comment_whose_id_was_lost_is_found_again(github: FakeGitHub) -> None:
     at = github.address + REPO
+    knows_check_runs(github)
     github.answer("POST", f"{REPO}/check-runs", {"id": 11, "url": f"{at}/check-runs/11"}, 201)
     github.answer("GET", f"{REPO}/issues/7", {"number": 7, "url": f"{at}/issues/7"})
     comments = [

@@ -37,6 +37,8 @@ MAX_TEXT = 60_000
 """GitHub takes at most 65,535 characters in a comment or a check run's summary."""
 REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 WRITERS = ("admin", "maintain", "write")
+GHOST = "ghost"
+"""By this login GitHub itself shows what a deleted account wrote."""
 TRUSTED = ("OWNER", "MEMBER", "COLLABORATOR", "CONTRIBUTOR")
 
 
@@ -184,10 +186,17 @@ class GitHubForge:
             said |= {"status": "completed", "conclusion": report.conclusion}
         else:
             said["status"] = "in_progress"
-        if earlier:
+        if earlier := earlier or self._known_check_run(report.head_sha):
             self._repository.get_check_run(int(earlier)).edit(**said)
             return earlier
         return str(self._repository.create_check_run(name=CHECK_NAME, head_sha=report.head_sha, **said).id)
+
+    def _known_check_run(self, sha: str) -> str:
+        """The check run of this App on a commit, whose id was lost by a process that was killed; "" where there is none."""
+        for run in self._repository.get_commit(sha).get_check_runs(check_name=CHECK_NAME):
+            if str(run.app.id) == self._app_id:
+                return str(run.id)
+        return ""
 
     def _comment(self, number: int, report: ReportText, earlier: str) -> str:
         body = f"{MARK}\n{_short(report.markdown)}"
@@ -200,7 +209,7 @@ class GitHubForge:
                 pass  # Somebody deleted it; a new one takes its place.
         else:
             for comment in issue.get_comments():
-                if comment.body.startswith(MARK) and comment.user.type == "Bot":
+                if comment.body.startswith(MARK) and comment.user is not None and comment.user.type == "Bot":
                     comment.edit(body)
                     return str(comment.id)
         return str(issue.create_comment(body).id)
@@ -234,11 +243,11 @@ def _short(markdown: str) -> str:
 
 
 def _info(pull: GithubPullRequest) -> PullRequestInfo:
-    user = pull.user
+    user = pull.user  # PyGithub's types do not say so, but a deleted account is null.
     return PullRequestInfo(
         number=pull.number,
         title=pull.title,
-        author=user.login,
+        author=user.login if user is not None else GHOST,
         # Logins are unique and checked by GitHub; an e-mail address in a commit is anybody's claim.
         author_email="",
         trusted_author=pull.author_association in TRUSTED,

@@ -1,6 +1,7 @@
 """Report: what was last said about a submission on its forge, so that the same is not said twice."""
 
 from django.db import models
+from django.utils import timezone
 
 from swapbench.submissions.models import Submission
 
@@ -21,7 +22,12 @@ class Report(models.Model):
     check_run = models.CharField(max_length=40, blank=True, default="")
     comment = models.CharField(max_length=40, blank=True, default="")
     failures = models.PositiveIntegerField(default=0)
+    """How often the forge could not be told of it in a row."""
+    tried_at = models.DateTimeField(null=True, blank=True)
+    """When a process last set out to tell the forge; null once it was told."""
     note = models.TextField(blank=True, default="")
+    checked_at = models.DateTimeField(default=timezone.now)
+    """What happened to the submission before this is in the text."""
     changed_at = models.DateTimeField(auto_now=True)
 
     def __str__(self) -> str:

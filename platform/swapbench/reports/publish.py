@@ -16,27 +16,37 @@ from swapbench.submissions.models import Submission
 
 log = logging.getLogger(__name__)
 
-RECENT = timedelta(hours=1)
-"""Reports of submissions to which nothing happened for so long are as they should be."""
-FAILURES_AT_MOST = 10
+OVERLAP = timedelta(minutes=1)
+"""An event is seen only when its transaction ends, which is later than the moment that it is dated."""
+CLAIMED_FOR = timedelta(minutes=2)
+"""How long a process that set out to tell the forge is left to it, before another takes it to have been killed."""
+LONGEST_WAIT = timedelta(hours=1)
 
 
 def publish(forge: Forge, limit: int = 50) -> int:
     """Writes the reports anew, and tells the forge of those that changed; returns how many it was told."""
-    since = timezone.now() - RECENT
+    since = timezone.now() - OVERLAP
     changing = (
         Q(report__isnull=True)
         | Q(state=Submission.State.JUDGING)
-        | Q(audit_events__at__gte=since)
+        | Q(audit_events__at__gte=F("report__checked_at"))
         | Q(queue_entry__state__in=[QueueEntry.State.WAITING, QueueEntry.State.BUILDING])
-        | Q(queue_entry__ended_at__gte=since)
+        | Q(queue_entry__ended_at__gte=F("report__checked_at"))
     )
-    recent = Submission.objects.filter(changing, pull_request__forge=forge.name).distinct()
-    for submission in recent.select_related("pull_request")[:500]:
+    found = Submission.objects.filter(changing, pull_request__forge=forge.name).distinct()
+    changed = list(found.select_related("pull_request")[:500])
+    for submission in changed:
         _write(submission)
-    pending = Report.objects.filter(submission__pull_request__forge=forge.name, failures__lt=FAILURES_AT_MOST)
-    pending = pending.exclude(digest=F("published_digest")).select_related("submission__pull_request")
-    return sum(_tell(forge, row) for row in pending.order_by("changed_at")[:limit])
+    Report.objects.filter(submission__in=changed).update(checked_at=since)
+    pending = Report.objects.filter(submission__pull_request__forge=forge.name).exclude(digest=F("published_digest"))
+    rows = pending.select_related("submission__pull_request").defer("text").order_by("changed_at")
+    return sum(_tell(forge, row) for row in [row for row in rows if _is_due(row)][:limit])
+
+
+def _is_due(row: Report) -> bool:
+    """Whether the forge is to be told now: nobody is at it, and the wait after a failure, twice the last one, is over."""
+    wait = CLAIMED_FOR if not row.failures else min(timedelta(seconds=5) * 2 ** min(row.failures, 10), LONGEST_WAIT)
+    return row.tried_at is None or row.tried_at <= timezone.now() - wait
 
 
 def _write(submission: Submission) -> None:
@@ -55,6 +65,11 @@ def _write(submission: Submission) -> None:
 
 
 def _tell(forge: Forge, row: Report) -> int:
+    claimed = Report.objects.filter(
+        pk=row.pk, tried_at=row.tried_at, failures=row.failures, published_digest=row.published_digest
+    ).update(tried_at=timezone.now())
+    if not claimed:
+        return 0  # Another process tells it.
     submission = row.submission
     said = report(submission, settings.SWAPBENCH_ORIGIN)
     newest = submission.pull_request.head_sha == submission.head_sha
@@ -74,5 +89,5 @@ def _tell(forge: Forge, row: Report) -> int:
         log.warning("The report of %s is published later: %s", submission, error)
         return 0
     return Report.objects.filter(pk=row.pk).update(
-        published_digest=row.digest, check_run=told.check_run, comment=told.comment, note=""
+        published_digest=row.digest, check_run=told.check_run, comment=told.comment, note="", failures=0, tried_at=None
     )

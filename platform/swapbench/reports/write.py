@@ -29,6 +29,8 @@ def report(submission: Submission, origin: str) -> ReportText:
     lines = [f"### {plain(title)}", ""]
     for reason in submission.reasons:
         lines += [f"- {plain(reason['sentence'])}", f"  *What to do:* {plain(reason['next_step'])}"]
+    if submission.state == Submission.State.WAITING and submission.files:
+        lines += ["", f"A maintainer who has read it lets it be judged by `/swapbench approve {submission.head_sha}`."]
     if submission.state == Submission.State.JUDGING:
         lines += _under_way(submission)
     if verdicts:
@@ -37,6 +39,8 @@ def report(submission: Submission, origin: str) -> ReportText:
             lines += _why(verdict)
     if entry is not None:
         lines += ["", f"**Merge queue:** {entry.get_state_display()}. {plain(entry.sentence)}"]
+        if entry.state == QueueEntry.State.WAITING:
+            lines.append(f"Maintainers approve the merge by `/swapbench approve {submission.head_sha}`.")
     lines += ["", f"[All figures, and how to reproduce them]({address})", "", f"<sub>Head {submission.head_sha}</sub>"]
     return ReportText(submission.head_sha, title[:300], conclusion, "\n".join(lines), address)  # type: ignore[arg-type]
 
