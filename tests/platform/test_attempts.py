@@ -243,9 +243,26 @@ def test_after_three_losses_it_timed_out_through_our_fault(submission: Submissio
 def test_an_overdue_attempt_is_taken_though_its_heart_beats(attempt: Attempt) -> None:
     started(attempt)
     Attempt.objects.update(deadline_at=timezone.now() - timedelta(seconds=1))
+    assert reap() == 0  # Its worker is ending it.
+    Attempt.objects.update(deadline_at=timezone.now() - timedelta(seconds=31))
     assert reap() == 1
     attempt.refresh_from_db()
     assert attempt.failure_kind == Attempt.Failure.DEADLINE
+
+
+@pytest.mark.parametrize(("intake", "left"), [(-5, 900), (0, 900), (10, 890), (3600, 870)])
+def test_the_deadline_counts_from_the_push_and_not_while_it_waits(
+    intake: int, left: int, submission: Submission, attempt: Attempt, broker: Broker
+) -> None:
+    submission.refresh_from_db()
+    Submission.objects.update(arrived_at=submission.created_at - timedelta(seconds=intake))
+    Attempt.objects.update(created_at=timezone.now() - timedelta(hours=2))
+    assert dispatch(broker.send) == 1
+    assert broker.jobs[0].deadline_seconds == left >= sum(broker.jobs[0].stage_seconds.values())
+    started(attempt)
+    assert attempt.deadline_at is not None
+    assert attempt.started_at is not None
+    assert attempt.deadline_at - attempt.started_at == timedelta(seconds=left)
 
 
 def test_an_unfit_machine_is_replaced_and_then_given_up(submission: Submission) -> None:

@@ -165,7 +165,7 @@ def test_a_forge_that_is_away_is_asked_again(
     assert "503" in Delivery.objects.get().note
     opened(github, repository)
     assert process(hub) == 1
-    assert Submission.objects.count() == 1
+    assert Submission.objects.get().arrived_at == Delivery.objects.get().received_at
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Deals with recorded deliveries. What a payload says of a pull request is only a hint; the forge is asked what is so now."""
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import F
@@ -64,13 +64,13 @@ def _deal_with(forge: Forge, row: Delivery) -> tuple[str, str]:
         number = payload.get("number")
         if not isinstance(number, int) or payload.get("action") not in ACTIONS:
             return Delivery.State.IGNORED, f"The action {payload.get('action')!r} changes nothing here."
-        return _look_again(forge, number)
+        return _look_again(forge, number, row.received_at)
     return Delivery.State.IGNORED, f"Nothing is done about {row.event!r}."
 
 
-def _look_again(forge: Forge, number: int) -> tuple[str, str]:
+def _look_again(forge: Forge, number: int, told_at: datetime) -> tuple[str, str]:
     try:
-        submission = take_in(forge, forge.pull_request(number))
+        submission = take_in(forge, forge.pull_request(number), told_at)
     except NoSuchPullRequest as error:
         withdraw(forge, number)
         return Delivery.State.DONE, str(error)

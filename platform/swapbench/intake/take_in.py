@@ -1,8 +1,10 @@
 """From a pull request as the forge describes it to a Submission: judged, waiting, or refused with a sentence."""
 
 from dataclasses import asdict
+from datetime import datetime
 
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
 from swapbench.forge.contract import Forge, ForgeError, PullRequestInfo
 from swapbench.forge.mirror import GitError, Mirror, mirror
@@ -14,11 +16,12 @@ from swapbench.submissions.supersede import cancel, supersede
 from swapbench.submissions.text import clean, clean_tree
 
 
-def take_in(forge: Forge, info: PullRequestInfo) -> Submission | None:
+def take_in(forge: Forge, info: PullRequestInfo, arrived_at: datetime | None = None) -> Submission | None:
     """The submission of the pull request's head; made if it is new, None where there is nothing to judge yet.
 
-    Taking the same in again changes nothing. Raises ForgeError where the head cannot be fetched, to be tried again later.
+    `arrived_at` is when the forge told of it, by default now. Taking the same in again changes nothing. Raises ForgeError where the head cannot be fetched, to be tried again later.
     """
+    arrived_at = arrived_at or timezone.now()
     pull_request, reopened = _update(forge, info)
     if info.state != "open":
         _call_off(pull_request, f"The pull request is {info.state}.")
@@ -34,6 +37,7 @@ def take_in(forge: Forge, info: PullRequestInfo) -> Submission | None:
     rules = policy()
     found = _look(forge, info, rules)
     submission = _submission(pull_request, info, found, rules)
+    submission.arrived_at = arrived_at
     try:
         with transaction.atomic():
             if not PullRequest.objects.filter(pk=pull_request.pk, head_sha=info.head_sha).exists():

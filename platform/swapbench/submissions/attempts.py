@@ -18,6 +18,24 @@ if TYPE_CHECKING:
 ALL_SUITES: tuple[SuiteName, ...] = ("unit", "integration", "performance")
 
 
+INTAKE_SHARE = 1 / 30
+"""Of the deadline, which intake may use up: half a minute of the 15 (DESIGN section 5)."""
+
+
+def seconds(attempt: Attempt) -> float:
+    """How long an attempt may run, in seconds.
+
+    The deadline counts from the push: what intake took is gone, up to its share, so that the stages keep theirs. The clock
+    stands still while the attempt waits for a worker, or its submission for a maintainer.
+    """
+    whole = policy().deadline_seconds
+    submission = attempt.submission
+    if submission is None:
+        return whole
+    intake = (submission.created_at - submission.arrived_at).total_seconds()
+    return whole - min(max(0.0, intake), whole * INTAKE_SHARE)
+
+
 def new_token() -> str:
     """A token that only the worker that is given the attempt learns."""
     return secrets.token_hex(32)

@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from engine.slots.header import kind_of_path
 from swapbench.forge.chosen import forge
+from swapbench.submissions.attempts import seconds
 from swapbench.submissions.models import Attempt, Submission, Worker
 from swapbench.submissions.policy import policy
 from workers.protocol import HEARTBEAT_SECONDS, Job, KindName, Policy, SlotFile, encode
@@ -96,7 +97,7 @@ def job_of(attempt: Attempt) -> Job:
             isolation_levels=rules.isolation_levels,
             max_pairs=rules.max_pairs,
         ),
-        deadline_seconds=rules.deadline_seconds,
+        deadline_seconds=seconds(attempt),
     )
 
 

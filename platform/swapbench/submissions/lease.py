@@ -4,13 +4,11 @@ from datetime import timedelta
 
 from django.utils import timezone
 
+from swapbench.submissions.attempts import seconds
 from swapbench.submissions.models import Attempt, Worker
 from swapbench.submissions.policy import policy
 from swapbench.submissions.text import clean
 from workers.protocol import Progress, WorkerSeen
-
-DEADLINE_SLACK = 30.0
-"""Seconds beyond the attempt's own deadline, in which its worker ends it and reports."""
 
 
 def find(attempt: str) -> int | None:
@@ -20,15 +18,18 @@ def find(attempt: str) -> int | None:
 
 def started(attempt: str, token: str, worker: str) -> bool:
     """A worker took the attempt. False where it is not waiting for one: another took it, or it was called off."""
+    waiting = Attempt.objects.filter(pk=find(attempt), token=token, state=Attempt.State.QUEUED)
+    row = waiting.select_related("submission").first()
+    if row is None:
+        return False
     now = timezone.now()
-    rules = policy()
-    taken = Attempt.objects.filter(pk=find(attempt), token=token, state=Attempt.State.QUEUED).update(
+    taken = waiting.update(
         state=Attempt.State.RUNNING,
         worker=clean(worker)[:120],
         started_at=now,
         heartbeat_at=now,
-        lease_until=now + timedelta(seconds=rules.lease_seconds),
-        deadline_at=now + timedelta(seconds=rules.deadline_seconds + DEADLINE_SLACK),
+        lease_until=now + timedelta(seconds=policy().lease_seconds),
+        deadline_at=now + timedelta(seconds=seconds(row)),
     )
     return bool(taken)
 

@@ -6,6 +6,7 @@ checked. Nothing here acts.
 
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 
@@ -74,6 +75,8 @@ class Submission(models.Model):
     """Whether a maintainer must approve this SHA before it is judged."""
     tries = models.PositiveIntegerField(default=1)
     """Which try of its author on its track this is; decides how much alpha it may spend."""
+    arrived_at = models.DateTimeField(default=timezone.now)
+    """When its push was first told of. From here to `created_at` is intake, which counts against the attempts' deadline."""
     created_at = models.DateTimeField(auto_now_add=True)
     judged_at = models.DateTimeField(null=True, blank=True)
 
@@ -156,6 +159,7 @@ class Attempt(models.Model):
     lease_until = models.DateTimeField(null=True, blank=True)
     heartbeat_at = models.DateTimeField(null=True, blank=True)
     deadline_at = models.DateTimeField(null=True, blank=True)
+    """`attempts.seconds` after it started."""
     sent_at = models.DateTimeField(null=True, blank=True)
     """When its message was last given to the broker."""
     sent = models.PositiveIntegerField(default=0)

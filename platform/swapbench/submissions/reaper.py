@@ -1,5 +1,7 @@
 """Takes attempts from workers that fell silent, and replaces them."""
 
+from datetime import timedelta
+
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
@@ -7,6 +9,9 @@ from django.utils import timezone
 from swapbench.submissions import attempts, audit
 from swapbench.submissions.models import Attempt
 from swapbench.submissions.record import give_up
+
+DEADLINE_SLACK = timedelta(seconds=30)
+"""After the deadline, in which the attempt's worker ends it and reports."""
 
 
 def reap() -> int:
@@ -16,10 +21,10 @@ def reap() -> int:
     """
     now = timezone.now()
     silent = Q(lease_until__lt=now)
-    overdue = Q(deadline_at__lt=now)
+    overdue = Q(deadline_at__lt=now - DEADLINE_SLACK)
     reaped = 0
     for row in Attempt.objects.filter(silent | overdue, state=Attempt.State.RUNNING).select_related("submission"):
-        late = row.deadline_at is not None and row.deadline_at < now
+        late = row.deadline_at is not None and row.deadline_at < now - DEADLINE_SLACK
         kind = Attempt.Failure.DEADLINE if late else Attempt.Failure.LEASE
         with transaction.atomic():
             attempts.hold_submission(row)
