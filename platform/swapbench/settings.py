@@ -76,9 +76,6 @@ ALLOWED_HOSTS = [
 ]
 CSRF_TRUSTED_ORIGINS = [SWAPBENCH_ORIGIN]
 
-# A room of pages or of the API is registered as soon as it is there; the control plane works without either.
-_PAGES = [app for app in ("web", "api") if (ROOT / "platform" / "swapbench" / app / "__init__.py").exists()]
-
 INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -91,7 +88,8 @@ INSTALLED_APPS = [
     "swapbench.intake",
     "swapbench.mergequeue",
     "swapbench.reports",
-    *(f"swapbench.{app}" for app in _PAGES),
+    "swapbench.web",
+    "swapbench.api",
 ]
 
 MIDDLEWARE = [

@@ -1,20 +1,14 @@
-"""Addresses: the forge's webhook, and the rooms of pages and API where they are there."""
-
-from importlib.util import find_spec
+"""Addresses: the forge's webhook, the API and the pages."""
 
 from django.urls import include, path
 
 from swapbench.intake.webhook import github_webhook
 
-urlpatterns = [path("hooks/github", github_webhook, name="github-webhook")]
-
-for prefix, room in (("api/", "swapbench.api.urls"), ("", "swapbench.web.urls")):
-    try:
-        present = find_spec(room) is not None
-    except ModuleNotFoundError:
-        present = False
-    if present:
-        urlpatterns.append(path(prefix, include(room)))
+urlpatterns = [
+    path("hooks/github", github_webhook, name="github-webhook"),
+    path("api/", include("swapbench.api.urls")),
+    path("", include("swapbench.web.urls")),
+]
 
 handler400 = "swapbench.web.views.site.bad_request"
 handler403 = "swapbench.web.views.site.forbidden"

@@ -3,9 +3,12 @@
 import re
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
-from swapbench.submissions.models import Attempt, Submission, Worker
+from swapbench.mergequeue.models import Build
+from swapbench.submissions.models import Attempt, Submission, Verdict, Worker
 from tests.web import sample
 
 
@@ -70,3 +73,22 @@ def test_pages_need_few_queries(site: Client, full: dict[int, Submission], djang
     ):
         with django_assert_max_num_queries(most):
             site.get(address)
+
+
+def test_more_rows_need_no_more_queries(site: Client, full: dict[int, Submission]) -> None:
+    def queries(address: str) -> int:
+        with CaptureQueriesContext(connection) as asked:
+            assert site.get(address).status_code == 200
+        return len(asked)
+
+    build, verdict = Build.objects.latest("id"), Verdict.objects.filter(current=True).latest("id")
+    addresses = ("/", f"/submissions/{verdict.submission_id}")
+    Attempt.objects.create(build=build, suite_version="s", machine_class="first", token="0")
+    Verdict.objects.filter(pk=verdict.pk).update(reused_from=verdict)
+    before = [queries(address) for address in addresses]
+    for n in range(5):
+        Attempt.objects.create(build=build, suite_version="s", machine_class=f"more-{n}", token="0")
+        verdict.pk, verdict.path = None, f"engine/attention/more_{n}.py"
+        verdict.reused_from = Verdict.objects.exclude(submission=verdict.submission)[n]
+        verdict.save(force_insert=True)
+    assert [queries(address) for address in addresses] == before

@@ -159,8 +159,8 @@ class GitHubForge:
 
     @_asked
     def fast_forward(self, branch: str, old_sha: str, new_sha: str) -> None:
-        # GitHub's own compare-and-set: without force it moves a ref only to a descendant. Nothing can come between unseen,
-        # because `new_sha` descends from `old_sha` and so from no other commit that the branch might have moved to.
+        # GitHub's own compare-and-set: without force it moves a ref only to a descendant, so that nothing that is pushed in
+        # between is lost. It does not see the branch being set back in between; the look before leaves that a moment only.
         tip = self.branch_tip(branch)
         if tip != old_sha:
             raise NotFastForward(f"{branch} is at {tip[:12]}, not at {old_sha[:12]}.")

@@ -28,9 +28,7 @@ from workers.protocol import ProtocolError, decode_outcome
 
 log = logging.getLogger(__name__)
 
-LIVE_ATTEMPT = (Attempt.State.QUEUED, Attempt.State.RUNNING)
 LIVE_BUILD = (Build.State.TESTING, Build.State.PASSED)
-LIVE_ENTRY = (QueueEntry.State.WAITING, QueueEntry.State.BUILDING)
 BUILDS_LOST_AT_MOST = 3
 """Builds of one entry since it entered that could not be tested through our fault, before a maintainer is asked."""
 
@@ -151,7 +149,7 @@ def _look_again(forge: Forge, build: Build) -> None:
 
 
 def _judge_build(forge: Forge, branch: BranchState, build: Build, entries: Sequence[QueueEntry]) -> None:
-    if build.attempts.filter(state__in=LIVE_ATTEMPT).exists():
+    if build.attempts.filter(state__in=Attempt.LIVE).exists():
         return
     newest: dict[str, Attempt] = {}
     for attempt in build.attempts.order_by("n"):
@@ -232,7 +230,7 @@ def _end_build(branch: BranchState, build: Build, state: str, sentence: str, kin
     )
     if not ended:
         raise Stale
-    Attempt.objects.filter(build=build, state__in=LIVE_ATTEMPT).update(
+    Attempt.objects.filter(build=build, state__in=Attempt.LIVE).update(
         state=Attempt.State.CANCELLED,
         failure_kind=Attempt.Failure.CANCELLED,
         failure=clean(sentence),
@@ -391,8 +389,3 @@ def _cannot_merge(repository: Mirror, tip: str, entry: QueueEntry) -> str | None
         if holder != path:
             return f"The name {file['name']!r} was taken by {holder} meanwhile. Choose another, and push."
     return None
-
-
-def live_entries(branch: BranchState) -> list[QueueEntry]:
-    """Who is in the queue, in the order in which they go."""
-    return list(branch.entries.filter(state__in=LIVE_ENTRY).select_related("submission__pull_request"))

@@ -68,7 +68,7 @@ def _speed(verdict: Verdict) -> str:
 
 def _under_way(submission: Submission) -> list[str]:
     lines = []
-    for attempt in submission.attempts.filter(state__in=[Attempt.State.QUEUED, Attempt.State.RUNNING]):
+    for attempt in submission.attempts.filter(state__in=Attempt.LIVE):
         where = f"stage {attempt.stage}" if attempt.stage else attempt.get_state_display()
         lines.append(f"- {attempt.machine_class}: {plain(where)}")
     return lines

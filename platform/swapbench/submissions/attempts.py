@@ -57,7 +57,7 @@ def start(submission: Submission) -> list[Attempt]:
     most_tries = 1
     for machine_class in policy().machine_classes:
         same = submission.attempts.filter(suite_version=version, machine_class=machine_class)
-        if same.filter(state__in=[Attempt.State.QUEUED, Attempt.State.RUNNING]).exists():
+        if same.filter(state__in=Attempt.LIVE).exists():
             continue
         number = tries.number(submission, machine_class)
         most_tries = max(most_tries, number)

@@ -133,6 +133,8 @@ class Attempt(models.Model):
         LOST = "lost", _("lost")
         CANCELLED = "cancelled", _("cancelled")
 
+    LIVE = (State.QUEUED, State.RUNNING)
+
     class Failure(models.TextChoices):
         NONE = "", ""
         LEASE = "lease", _("the worker fell silent")
@@ -215,7 +217,7 @@ class Attempt(models.Model):
 
     @property
     def live(self) -> bool:
-        return self.state in (self.State.QUEUED, self.State.RUNNING)
+        return self.state in self.LIVE
 
 
 class Result(models.Model):

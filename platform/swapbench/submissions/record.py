@@ -22,8 +22,6 @@ from workers.protocol import (
 
 log = logging.getLogger(__name__)
 
-LIVE = (Attempt.State.QUEUED, Attempt.State.RUNNING)
-
 
 def record(attempt: str, outcome_text: str, signature: str) -> bool:
     """Whether the outcome was taken. It is not where the signature is wrong, or the attempt has ended already."""
@@ -47,7 +45,7 @@ def _record(row: Attempt, outcome: Outcome, text: str) -> bool:
     now = timezone.now()
     ours = outcome.status in OURS
     attempts.hold_submission(row)
-    ended = Attempt.objects.filter(pk=row.pk, token=row.token, state__in=LIVE).update(
+    ended = Attempt.objects.filter(pk=row.pk, token=row.token, state__in=Attempt.LIVE).update(
         state=Attempt.State.FINISHED,
         status=outcome.status,
         outcome=clean(text),
@@ -92,7 +90,7 @@ def give_up(row: Attempt, sentence: str) -> None:
 
 def settle(submission: Submission) -> None:
     """A submission whose attempts have all ended is judged."""
-    if submission.attempts.filter(state__in=LIVE).exists():
+    if submission.attempts.filter(state__in=Attempt.LIVE).exists():
         return
     judged = Submission.objects.filter(pk=submission.pk, state=Submission.State.JUDGING).update(
         state=Submission.State.JUDGED, judged_at=timezone.now()

@@ -6,7 +6,6 @@ from django.utils import timezone
 from swapbench.submissions import audit
 from swapbench.submissions.models import Attempt, PullRequest, Submission
 
-LIVE = (Attempt.State.QUEUED, Attempt.State.RUNNING)
 OPEN = (Submission.State.WAITING, Submission.State.JUDGING)
 
 
@@ -30,7 +29,7 @@ def _end(submission: Submission, state: str, kind: str, actor: str, sentence: st
         ended = Submission.objects.filter(pk=submission.pk, state__in=OPEN).update(state=state)
         if not ended:
             return False
-        Attempt.objects.filter(submission=submission, state__in=LIVE).update(
+        Attempt.objects.filter(submission=submission, state__in=Attempt.LIVE).update(
             state=Attempt.State.CANCELLED, failure_kind=kind, failure=sentence, finished_at=timezone.now()
         )
         audit.note(actor, state, sentence, submission)

@@ -78,7 +78,7 @@ def measured(rows: Sequence[VerdictShown]) -> list[Interval]:
 
 def live_attempts() -> list[RunShown]:
     """Attempts that run or wait for a worker, the running ones first, oldest first."""
-    attempts = Attempt.objects.filter(state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
+    attempts = Attempt.objects.filter(state__in=Attempt.LIVE)
     attempts = attempts.select_related("submission__pull_request").defer("outcome").order_by("id")
     before: Counter[str] = Counter()
     runs = []
@@ -97,7 +97,7 @@ def ahead_of(attempt: Attempt) -> int:
     """How many attempts on the same machine class were there before this one and have not ended; 0 once it runs."""
     if attempt.state != Attempt.State.QUEUED:
         return 0
-    live = Attempt.objects.filter(state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
+    live = Attempt.objects.filter(state__in=Attempt.LIVE)
     return live.filter(machine_class=attempt.machine_class, pk__lt=attempt.pk).count()
 
 
@@ -155,7 +155,7 @@ def now_version() -> str:
     """Changes whenever something that the page of now shows has changed, by its cheap traces alone."""
     traces = (
         Attempt.objects.aggregate(Max("id"), Max("progress_at"), Max("finished_at"), Max("started_at")),
-        Attempt.objects.filter(state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED]).count(),
+        Attempt.objects.filter(state__in=Attempt.LIVE).count(),
         Verdict.objects.aggregate(Max("id")),
         QueueEvent.objects.aggregate(Max("id")),
         AuditEvent.objects.aggregate(Max("id")),
@@ -249,10 +249,12 @@ def run_page(submission: Submission, attempt_id: int | None = None) -> RunPage |
     if chosen is None and attempt_id is not None:
         return None
     if attempt_id is None:
-        verdicts = list(submission.verdicts.filter(current=True).order_by("path", "machine_class"))
+        verdicts = list(
+            submission.verdicts.filter(current=True).select_related("reused_from").order_by("path", "machine_class")
+        )
         running = [run_shown(attempt, ahead_of(attempt)) for attempt in attempts if attempt.live]
     else:
-        verdicts = list(submission.verdicts.filter(attempt=chosen).order_by("path"))
+        verdicts = list(submission.verdicts.filter(attempt=chosen).select_related("reused_from").order_by("path"))
         running = [run_shown(chosen, ahead_of(chosen))] if chosen is not None and chosen.live else []
     outcomes = _outcomes({verdict.attempt_id for verdict in verdicts} | ({chosen.pk} if chosen else set()))
     outcome, unreadable = outcomes.get(chosen.pk, (None, "")) if chosen else (None, "")
@@ -355,7 +357,7 @@ def queue_page() -> dict[str, Any]:
         Prefetch("entries", queryset=QueueEntry.objects.select_related("submission__pull_request"))
     )
     gone = QueueEntry.objects.filter(state__in=[QueueEntry.State.MERGED, QueueEntry.State.LEFT])
-    running = Attempt.objects.filter(build__isnull=False, state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED])
+    running = Attempt.objects.filter(build__isnull=False, state__in=Attempt.LIVE)
     return {
         "queue": places(entries, held=state.held if state else False),
         "branch": state,
@@ -378,9 +380,9 @@ def queue_version() -> str:
             Build.objects.aggregate(Max("id"), Max("ended_at")),
             list(BranchState.objects.values_list("tip_sha", "held", "hold_reason")),
             list(
-                Attempt.objects.filter(
-                    build__isnull=False, state__in=[Attempt.State.RUNNING, Attempt.State.QUEUED]
-                ).values_list("id", "state", "progress_at")
+                Attempt.objects.filter(build__isnull=False, state__in=Attempt.LIVE).values_list(
+                    "id", "state", "progress_at"
+                )
             ),
             [(worker.row.name, worker.row.state, worker.alive) for worker in workers()],
         )

@@ -94,7 +94,7 @@ SUBMISSION_STATES = {
     "judging": Word(_("Being judged"), "live", _("A worker judges it now, or will as soon as one is free.")),
     "judged": Word(_("Judged"), "calm", _("The verdict is below.")),
     "superseded": Word(_("Superseded"), "calm", _("A newer commit of the same pull request took its place.")),
-    "cancelled": Word(_("Cancelled"), "calm", _("A maintainer stopped it.")),
+    "cancelled": Word(_("Cancelled"), "calm", _("It was called off by a person, or with its pull request.")),
 }
 
 ATTEMPT_STATES = {

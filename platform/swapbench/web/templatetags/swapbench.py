@@ -119,12 +119,6 @@ def figure_value(value: float, name: str) -> str:
     return quantities.figure(name, value)
 
 
-@register.filter
-def named_value(values: dict[str, object], key: str) -> object:
-    """The value of a key that a template only knows as a variable; None where it is missing."""
-    return values.get(key)
-
-
 @register.simple_tag
 def ago(moment: datetime | None) -> SafeString | str:
     """A moment as "3 min. ago", with the exact time on hover; live.js lets it age."""
