@@ -9,10 +9,12 @@ import json
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -283,14 +285,14 @@ VARIANTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "transformers-batch64": (transformers_decode, {"batch": 64, "prompt": 512, "tokens": 64, "compile": False}),
     "prefill-8k": (prefill, {"length": 8192, "rounds": 4}),
     "transformers-prefill-8k": (transformers_prefill, {"length": 8192, "rounds": 4}),
-    "bf16-compiled": (decode, {"batch": 1, **LONG, "compile": True}),
-    "int8-compiled": (decode, {"batch": 1, **LONG, "compile": True, "quantization": "int8wo"}),
-    "bf16-batch64-compiled": (decode, {**WIDE, "compile": True}),
-    "prefill-8k-compiled": (prefill, {"length": 8192, "rounds": 4, "compile": True}),
     "transformers-batch64-compiled": (
         transformers_decode,
         {"batch": 64, "prompt": 512, "tokens": 64, "compile": True},
     ),
+    "bf16-compiled": (decode, {"batch": 1, **LONG, "compile": True}),
+    "int8-compiled": (decode, {"batch": 1, **LONG, "compile": True, "quantization": "int8wo"}),
+    "bf16-batch64-compiled": (decode, {**WIDE, "compile": True}),
+    "prefill-8k-compiled": (prefill, {"length": 8192, "rounds": 4, "compile": True}),
 }
 
 
@@ -357,7 +359,7 @@ def table(results: dict[str, Any]) -> str:
     anchors = {"bf16": 168.0, "int8": 220.0, "fp8": 222.0, "int4": 328.0}
     pairs = {
         "bf16-batch64": ("transformers-batch64", "tokens_per_s"),
-        "bf16-batch64-compiled": ("transformers-batch64", "tokens_per_s"),
+        "bf16-batch64-compiled": ("transformers-batch64-compiled", "tokens_per_s"),
         "prefill-8k": ("transformers-prefill-8k", "tokens_per_s"),
         "prefill-8k-compiled": ("transformers-prefill-8k", "tokens_per_s"),
     }
@@ -380,12 +382,20 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def commit() -> str:
+    """The commit of this tree, or "unknown" where it is no repository."""
+    here = Path(__file__).resolve().parent
+    told = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
+
+
 def main() -> None:
     """Parses the command line, runs, prints the table."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, required=True, help="JSON file for all figures")
     options.add_argument("--only", help=f"variants, comma-separated, of {', '.join(VARIANTS)}")
     options.add_argument("--limit", type=float, default=75.0, help="seconds a variant may take")
+    options.add_argument("--commit", default=commit(), help="of this tree, where git cannot tell")
     options.add_argument("--total", type=float, default=560.0, help="seconds that all may take")
     given = options.parse_args()
     names = given.only.split(",") if given.only else list(VARIANTS)
@@ -393,10 +403,10 @@ def main() -> None:
 
     import torch
 
-    machine = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "torch": torch.__version__,
-    }
+    from engine.train_reference import machine as described
+
+    machine = described(torch.device("cuda")) | {name: version(name) for name in ("triton", "transformers")}
+    machine["commit"] = given.commit
 
     def save(results: dict[str, Any]) -> None:
         given.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1))

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+PARTS = 128
+"""Into how many parts a row of logits is divided where a GPU searches it."""
+
 
 class SamplingError(ValueError):
     """A sampling parameter is out of its range; `str(error)` names it."""
@@ -76,14 +79,27 @@ class Draw(NamedTuple):
 
 def sample(logits: Tensor, draw: Draw | None, positions: Tensor | None) -> Tensor:
     """`logits` float32 [n, vocab], `positions` int64 [n] of the tokens to come -> int64 [n]; without `draw`, greedy."""
-    greedy = logits.argmax(-1)
+    greedy = best(logits)
     if draw is None or positions is None:
         return greedy
     scaled = logits / draw.temperature.clamp(min=1e-6)
     if draw.filtered:
         scaled = restrict(scaled, draw)
     noisy = scaled + gumbel(draw.seed, positions[:, None], logits.shape[-1])
-    return torch.where(draw.temperature[:, 0] == 0, greedy, noisy.argmax(-1))
+    return torch.where(draw.temperature[:, 0] == 0, greedy, best(noisy))
+
+
+def best(logits: Tensor) -> Tensor:
+    """The first index of the largest of each row, int64 [n].
+
+    PyTorch has one block of a GPU's threads search a row: the parts of a long one are searched side by side instead.
+    """
+    vocab = logits.shape[-1]
+    if not logits.is_cuda or vocab % PARTS:
+        return logits.argmax(-1)
+    values, places = logits.unflatten(-1, (PARTS, -1)).max(-1)
+    part = values.argmax(-1, keepdim=True)
+    return (places.gather(-1, part) + part * (vocab // PARTS))[:, 0]
 
 
 def restrict(logits: Tensor, draw: Draw) -> Tensor:

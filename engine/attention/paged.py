@@ -89,7 +89,9 @@ class Paged(StandardKV):
         self.single = torch.tensor(single, dtype=torch.int32).to(device) if single else None
 
     def write(self, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> None:
-        """Keys and values in one kernel."""
+        """Keys and values in one kernel; in a decode step `forward` writes them, which has them at hand."""
+        if meta.max_q == 1:
+            return
         width = self.shape.kv_heads * self.shape.head_dim
         write_kernel[(len(k),)](
             k.contiguous(),
@@ -108,10 +110,10 @@ class Paged(StandardKV):
         q = q.contiguous()
         out = torch.empty_like(q)
         if self.decode:
-            self.decode_step(q, kv, meta, out, None, len(q))
+            self.decode_step(q, k, v, kv, meta, out, None, len(q))
             return out
         if self.single is not None:
-            self.decode_step(q, kv, meta, out, self.single, len(self.single))
+            self.decode_step(q, k, v, kv, meta, out, self.single, len(self.single))
         if self.tiles is not None:
             self.tile_step(q, kv, meta, out, self.tiles)
         for first, last in self.whole:
@@ -126,7 +128,17 @@ class Paged(StandardKV):
             )[0].transpose(0, 1)
         return out
 
-    def decode_step(self, q: Tensor, kv: Tensor, meta: StepMeta, out: Tensor, which: Tensor | None, count: int) -> None:
+    def decode_step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: Tensor,
+        meta: StepMeta,
+        out: Tensor,
+        which: Tensor | None,
+        count: int,
+    ) -> None:
         """One new token of `count` sequences: all in order, or those that `which` names."""
         shape = self.shape
         splits = split_count(count * shape.kv_heads, min(meta.max_kv, shape.window or meta.max_kv), q)
@@ -137,6 +149,8 @@ class Paged(StandardKV):
             lse = torch.empty((count, shape.q_heads, splits), dtype=torch.float32, device=q.device)
         decode_kernel[(count, shape.kv_heads, splits)](
             q,
+            k.contiguous(),
+            v.contiguous(),
             kv,
             out,
             partial,
@@ -144,6 +158,7 @@ class Paged(StandardKV):
             meta.kv_len,
             meta.cu_q,
             meta.block_table,
+            meta.slot_map,
             meta.kv_len if which is None else which,
             meta.block_table.stride(0),
             kv.stride(0),
@@ -239,6 +254,8 @@ if triton is not None:
     @triton.jit
     def decode_kernel(
         q,
+        k,
+        v,
         kv,
         out,
         partial,
@@ -246,6 +263,7 @@ if triton is not None:
         kv_len,
         cu_q,
         table,
+        slots,
         which,
         table_width,
         values,
@@ -261,59 +279,79 @@ if triton is not None:
         INDEXED: tl.constexpr,
         OVERLAP: tl.constexpr,
     ):
-        """The query heads of one key/value head of one sequence, over one part of its cache."""
-        if OVERLAP:
-            tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
+        """The query heads of one key/value head of one sequence, over one part of its cache.
+
+        The new token is not read back: the first part takes it from k and v, and stores it. So all that is read of the
+        cache lies there since earlier steps, and the first block of it can be on its way before the kernel's turn has
+        come. In a mixed step another sequence may just be writing a page that both share: there it waits first.
+        """
         index = tl.program_id(0)
         head = tl.program_id(1)
         split = tl.program_id(2)
         sequence = index
         token = index
         if INDEXED:
+            if OVERLAP:
+                tl.extra.cuda.gdc_launch_dependents()
+                tl.extra.cuda.gdc_wait()
             sequence = tl.load(which + index)
             token = tl.load(cu_q + sequence)
-        total = tl.load(kv_len + sequence)
+        past = tl.load(kv_len + sequence) - 1
         first = 0
         if WINDOW > 0:
-            first = tl.maximum(total - WINDOW, 0)
-        part = tl.cdiv(tl.cdiv(total - first, SPLITS), BLOCK) * BLOCK
+            first = tl.maximum(past + 1 - WINDOW, 0)
+        part = tl.cdiv(tl.cdiv(past - first, SPLITS), BLOCK) * BLOCK
         low = first + split * part
-        high = tl.minimum(low + part, total)
+        high = tl.minimum(low + part, past)
 
         row = tl.arange(0, ROWS)
+        real = (row < GROUP)[:, None]
         channel = tl.arange(0, HEAD_DIM)
+        pages = table + sequence.to(tl.int64) * table_width
+        heads = kv + head * HEAD_DIM + channel[None, :]
+        position = low + tl.arange(0, BLOCK)
+        known = position < high
+        slot = tl.load(pages + position // PAGE, mask=known, other=0).to(tl.int64) * PAGE + position % PAGE
+        where = heads + slot[:, None] * (KV_HEADS * HEAD_DIM)
+        keys = tl.load(where, mask=known[:, None], other=0.0)
+        rows = tl.load(where + values, mask=known[:, None], other=0.0)
+        new_slot = tl.load(slots + token)
+        if OVERLAP and not INDEXED:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
+
         at = (token.to(tl.int64) * KV_HEADS + head) * GROUP * HEAD_DIM
-        queries = tl.load(q + at + row[:, None] * HEAD_DIM + channel[None, :], mask=(row < GROUP)[:, None], other=0.0)
-        best = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
-        norm = tl.zeros((ROWS,), dtype=tl.float32)
-        total_out = tl.zeros((ROWS, HEAD_DIM), dtype=tl.float32)
-        for start in range(low, high, BLOCK):
+        queries = tl.load(q + at + row[:, None] * HEAD_DIM + channel[None, :], mask=real, other=0.0)
+        new = (token.to(tl.int64) * KV_HEADS + head) * HEAD_DIM + channel
+        key = tl.load(k + new).to(kv.dtype.element_ty)
+        value = tl.load(v + new).to(kv.dtype.element_ty)
+        to = kv + (new_slot * KV_HEADS + head) * HEAD_DIM + channel
+        mine = split == 0
+        tl.store(to, key, mask=mine)
+        tl.store(to + values, value, mask=mine)
+        score = tl.sum(queries.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale
+        best = tl.where(mine, score, float("-inf"))
+        norm = tl.zeros((ROWS,), dtype=tl.float32) + tl.where(mine, 1.0, 0.0)
+        total = tl.zeros((ROWS, HEAD_DIM), dtype=tl.float32) + tl.where(mine, value.to(tl.float32), 0.0)[None, :]
+        if low < high:
+            best, norm, total = attend(queries, keys, rows, known, scale, best, norm, total)
+        for start in range(low + BLOCK, high, BLOCK):
             position = start + tl.arange(0, BLOCK)
             known = position < high
-            page = tl.load(table + sequence.to(tl.int64) * table_width + position // PAGE, mask=known, other=0)
-            slot = page.to(tl.int64) * PAGE + position % PAGE
-            where = kv + (slot * KV_HEADS + head)[:, None] * HEAD_DIM + channel[None, :]
+            slot = tl.load(pages + position // PAGE, mask=known, other=0).to(tl.int64) * PAGE + position % PAGE
+            where = heads + slot[:, None] * (KV_HEADS * HEAD_DIM)
             keys = tl.load(where, mask=known[:, None], other=0.0)
-            scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
-            scores = tl.where(known[None, :], scores, float("-inf"))
-            higher = tl.maximum(best, tl.max(scores, 1))
-            weights = tl.exp2(scores - higher[:, None])
-            fade = tl.exp2(best - higher)
-            norm = norm * fade + tl.sum(weights, 1)
             rows = tl.load(where + values, mask=known[:, None], other=0.0)
-            total_out = total_out * fade[:, None] + tl.dot(weights.to(rows.dtype), rows, input_precision="ieee")
-            best = higher
-        real = (row < GROUP)[:, None]
+            best, norm, total = attend(queries, keys, rows, known, scale, best, norm, total)
+        to_out = out + at + row[:, None] * HEAD_DIM + channel[None, :]
         if SPLITS == 1:
-            result = total_out / norm[:, None]
-            tl.store(out + at + row[:, None] * HEAD_DIM + channel[None, :], result.to(out.dtype.element_ty), mask=real)
+            tl.store(to_out, (total / norm[:, None]).to(out.dtype.element_ty), mask=real)
         else:
             # A part without keys weighs nothing: its sum is zero, and must not be divided by zero.
             empty = norm == 0.0
-            result = total_out / tl.where(empty, 1.0, norm)[:, None]
             line = ((index.to(tl.int64) * KV_HEADS + head) * GROUP + row) * SPLITS + split
-            tl.store(partial + line[:, None] * HEAD_DIM + channel[None, :], result, mask=real)
+            to_partial = partial + line[:, None] * HEAD_DIM + channel[None, :]
+            tl.store(to_partial, total / tl.where(empty, 1.0, norm)[:, None], mask=real)
             weight = tl.where(empty, float("-inf"), best + tl.log2(tl.where(empty, 1.0, norm)))
             tl.store(lse + line, weight, mask=row < GROUP)
 
@@ -348,6 +386,18 @@ if triton is not None:
         result = tl.sum(parts * weight[:, None], 0) / tl.sum(weight, 0)
         at = (token.to(tl.int64) * Q_HEADS + head) * HEAD_DIM
         tl.store(out + at + channel, result.to(out.dtype.element_ty))
+
+    @triton.jit
+    def attend(queries, keys, rows, known, scale, best, norm, total):
+        """The softmax's running maximum, sum and weighted sum of values, moved on by a block of keys, one of them known."""
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+        scores = tl.where(known[None, :], scores, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, 1))
+        weights = tl.exp2(scores - higher[:, None])
+        fade = tl.exp2(best - higher)
+        norm = norm * fade + tl.sum(weights, 1)
+        total = total * fade[:, None] + tl.dot(weights.to(rows.dtype), rows, input_precision="ieee")
+        return higher, norm, total
 
     @triton.jit
     def tile_kernel(

@@ -34,7 +34,7 @@ def masked(allowed: Callable[[Tensor, Tensor], Tensor]) -> Attention:
     """Attention where query i sees key j if `allowed(i, j)`."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        i = torch.arange(q.shape[2])[:, None]
+        i = torch.arange(q.shape[2], device=q.device)[:, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed(i, i.T))
 
     return attend
@@ -94,7 +94,8 @@ def head_zeroed(model: Decoder, layer: int, head: int) -> Iterator[None]:
 
 @torch.no_grad()
 def reference_logits(model: Decoder, texts: list[corpus.EvaluationText]) -> list[Tensor]:
-    return [model.logits(torch.tensor(t.ids, dtype=torch.long)[None])[0, :-1] for t in texts]
+    device = next(model.parameters()).device
+    return [model.logits(torch.tensor(t.ids, dtype=torch.long, device=device)[None])[0, :-1] for t in texts]
 
 
 @torch.no_grad()
@@ -105,8 +106,8 @@ def compare(model: Decoder, texts: list[corpus.EvaluationText], reference: list[
     """
     change = kl = same = decided = decided_same = count = 0.0
     for text, expected in zip(texts, reference, strict=True):
-        ids = torch.tensor(text.ids, dtype=torch.long)
-        scored = torch.tensor(text.scored[1:])
+        ids = torch.tensor(text.ids, dtype=torch.long, device=expected.device)
+        scored = torch.tensor(text.scored[1:], device=expected.device)
         got = F.log_softmax(model.logits(ids[None])[0, :-1][scored], -1)
         want = F.log_softmax(expected[scored], -1)
         target = ids[1:][scored][:, None]
@@ -135,9 +136,9 @@ def best_class(found: dict[str, float]) -> str:
     return "none"
 
 
-def measure(directory: Path, *, documents: int, tokens: int, seed: bytes) -> dict[str, Any]:
+def measure(directory: Path, *, documents: int, tokens: int, seed: bytes, device: str = "cpu") -> dict[str, Any]:
     """Every plant's metrics, needle recall where it matters, and what they were measured on."""
-    model = load(directory).eval()
+    model = load(directory).eval().to(device)
     tokenizer = corpus.reference_tokenizer() if directory == corpus.REFERENCE else _tokenizer(directory)
     texts = [corpus.evaluation_tokens(seed + bytes([n]), tokens, tokenizer) for n in range(documents)]
     reference = reference_logits(model, texts)
@@ -178,7 +179,7 @@ def measure(directory: Path, *, documents: int, tokens: int, seed: bytes) -> dic
         found_class = best_class(found)
         found["class"] = found_class  # type: ignore[assignment]
     return {
-        "machine": machine(torch.device("cpu")),
+        "machine": machine(torch.device(device)),
         "documents": documents,
         "tokens": tokens,
         "seed": seed.hex(),
@@ -300,7 +301,7 @@ The context in config.json is the longest length up to which every cell of both 
 ## Plants
 
 Against the same weights in float32, {plants["documents"]} drawn documents of {plants["tokens"]:,} tokens ({plants["scored"]:.0%} of them scored), needles at 1,024 tokens;
-`python -m engine.checkpoints.measure`, torch {measured["torch"]}, CPU. "Decided" is top-1 agreement where the first choice leads by more than 0.1 nats. "Class" is the strictest
+`python -m engine.checkpoints.measure`, torch {measured["torch"]}, {measured["device"]}. "Decided" is top-1 agreement where the first choice leads by more than 0.1 nats. "Class" is the strictest
 whose limits hold (E: 0.1 %, 99.9 %; Q8: 1.2 %, 0.01, 98 %; Q4: 6.5 %, 0.08, 93 %).
 
 | plant | perplexity | mean KL | top-1 | decided | needles | class |
@@ -321,10 +322,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of each document")
     parser.add_argument("--seed", default="plants")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--card", action="store_true", help="measure nothing, write the card anew")
     args = parser.parse_args(arguments)
     if not args.card:
-        found = measure(args.directory, documents=args.documents, tokens=args.tokens, seed=args.seed.encode())
+        found = measure(
+            args.directory,
+            documents=args.documents,
+            tokens=args.tokens,
+            seed=args.seed.encode(),
+            device=args.device,
+        )
         (args.directory / "plants.json").write_text(json.dumps(found, indent=1) + "\n")
     history = json.loads((args.directory / "loss.json").read_text())
     (args.directory / "loss.svg").write_text(loss_svg(history))

@@ -28,7 +28,7 @@ def multiply_row(x: Tensor, weight: Tensor) -> Tensor:
     """
     rows, columns = weight.shape
     y = torch.empty((1, rows), dtype=x.dtype, device=x.device)
-    block = min(1024, triton.next_power_of_2(columns))
+    block = 2048 if columns % 2048 == 0 else min(1024, triton.next_power_of_2(columns))
     row_kernel[(triton.cdiv(rows, 2),)](
         x,
         weight,
@@ -38,7 +38,7 @@ def multiply_row(x: Tensor, weight: Tensor) -> Tensor:
         ROWS=2,
         BLOCK=block,
         EVEN=columns % block == 0,
-        num_warps=4 if block == 1024 else 2,
+        num_warps=max(2, block // 256),
         **overlapping(x),
     )
     return y

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.slots import fragments
 from engine.slots.launch import overlapping
 from engine.slots.quantization import Packed
 from engine.slots.registry import register
@@ -22,16 +23,12 @@ from engine.slots.registry import register
 try:
     import triton
     import triton.language as tl
+
+    from engine.slots.fragments import product, store_fragments
 except ImportError:  # torch for the CPU comes without it; nothing below is then called on a CUDA tensor
     triton = None
 
 GROUP = 64
-WORDS = GROUP // 8
-"""A group is eight int32. Nibble i of word j holds column 8 * i + j, so that eight neighbouring threads, each with one
-word, read eight neighbouring activations for every nibble."""
-
-GEMM_TOKENS = 64
-"""Up to so many tokens the weight is unpacked inside the product; beyond, unpacking it once costs little beside it."""
 
 ROW_BLOCK = 64
 """PyTorch's CPU kernel stores whole blocks of so many rows one after the other."""
@@ -42,7 +39,7 @@ class Int4WeightOnly:
     """(q - 8) * scale with q from 0 to 15. The weight of the largest magnitude in a group becomes -8, whatever its sign."""
 
     def pack(self, weight: Tensor) -> Packed:
-        """On the GPU: words int32[out, in / 8] and scale [out, in / 64] in the dtype of the weight.
+        """On the GPU: words int64[out, 8 * pairs of groups] and scale [out, in / 64] in the dtype of the weight.
 
         On the CPU: blocks uint8[out, in / 2] and scale bfloat16[in / 64, out, 2] as its kernel wants them, the rows filled
         up to a multiple of 16; outputs int64[1], how many of them are real; like [0] in the dtype of the weight.
@@ -73,7 +70,7 @@ class Int4WeightOnly:
     def embedding(self, ids: Tensor, packed: Packed) -> Tensor:
         """ids int64[T] -> rows [T, in]."""
         if "words" in packed:
-            return unpacked(packed["words"][ids], packed["scale"][ids]).to(packed["scale"].dtype)
+            return cuda_rows(packed["words"], packed["scale"], ids, packed["scale"].dtype)
         blocks, where = torch.unique(ids // ROW_BLOCK, return_inverse=True)
         parts = [cpu_rows(packed, int(block) * ROW_BLOCK, (int(block) + 1) * ROW_BLOCK) for block in blocks]
         rows = torch.cat([functional.pad(part, (0, 0, 0, ROW_BLOCK - len(part))) for part in parts])
@@ -118,18 +115,30 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def interleaved(q: Tensor) -> Tensor:
-    """q uint8[out, in] as int32[out, in / 8] in the order that WORDS describes."""
-    nibbles = q.view(q.shape[0], -1, 8, WORDS).to(torch.int64)
-    shifts = torch.arange(0, 32, 4, device=q.device)[:, None]
-    words = (nibbles << shifts).sum(2)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).flatten(1)
+    """q uint8[out, in] as int64[out, 8 * pairs of groups]: the order in which tensor cores want it.
+
+    Four threads share a row, and each reads 16 bytes: 16 neighbouring columns of one group and the same 16 of the next.
+    Of the four columns that a thread brings to a product, two lie 16 bits apart, so that one mask takes both out.
+    """
+    q = functional.pad(q, (0, -q.shape[1] % (2 * GROUP)))
+    # [out, pair, group of the pair, thread, word, nibble pair, column of the pair]
+    columns = q.view(len(q), -1, 2, 4, 2, 4, 2).to(torch.int64)
+    words = (columns << shifts(q.device)).sum((-3, -2, -1))
+    return words.transpose(2, 3).flatten(1)
 
 
 def unpacked(words: Tensor, scale: Tensor) -> Tensor:
-    """The weight float32[rows, in] that words int32[rows, in / 8] and scale [rows, in / 64] stand for."""
-    shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)[:, None]
-    q = (words.view(len(words), -1, 1, WORDS) >> shifts) & 15
-    return ((q.flatten(2) - 8).float() * scale.float()[..., None]).flatten(1)
+    """The weight float32[rows, in] that words int64[rows, 8 * pairs] and scale [rows, in / 64] stand for."""
+    pairs = words.view(len(words), -1, 4, 2).transpose(2, 3)
+    q = (pairs[..., None, None, None] >> shifts(words.device)) & 15
+    groups = q.flatten(1).view(len(words), -1, GROUP)[:, : scale.shape[1]]
+    return ((groups - 8).float() * scale.float()[..., None]).flatten(1)
+
+
+def shifts(device: torch.device) -> Tensor:
+    """int64[2, 4, 2]: where in an int64 a column stands, by its word, its pair in the word, and its place in the pair."""
+    word, pair, column = (torch.arange(n, device=device) for n in (2, 4, 2))
+    return 32 * word[:, None, None] + 4 * pair[:, None] + 16 * column
 
 
 def cpu_rows(packed: Packed, first: int, last: int) -> Tensor:
@@ -141,169 +150,181 @@ def cpu_rows(packed: Packed, first: int, last: int) -> Tensor:
 
 def cuda_linear(x: Tensor, words: Tensor, scale: Tensor) -> Tensor:
     """x [T, in] times the unpacked weight transposed, on the GPU: [T, out]."""
-    tokens, inputs = x.shape
-    outputs = words.shape[0]
-    if tokens > GEMM_TOKENS:
-        weight = torch.empty((outputs, inputs), dtype=x.dtype, device=x.device)
-        unpack_kernel[(outputs, triton.cdiv(inputs // 8, 512))](
-            words, scale, weight, inputs // 8, BLOCK=512, num_warps=4
-        )
-        return functional.linear(x, weight)
+    tokens = len(x)
+    outputs, groups = scale.shape
+    if not fragments.serves(x):
+        return functional.linear(x, cuda_rows(words, scale, None, x.dtype))
     y = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
-    x = x.contiguous()
-    if tokens == 1:
-        count = inputs // 8
-        block = 256 if count % 256 == 0 else 128
-        gemv_kernel[(triton.cdiv(outputs, 4),)](
-            x,
-            words,
-            scale,
-            y,
-            outputs,
-            count,
-            ROWS=4,
-            BLOCK=block,
-            EVEN=count % block == 0,
-            num_warps=2,
-            **overlapping(x),
-        )
-        return y
-    columns = 64 if outputs >= 16384 else 32 if outputs >= 8192 else 16
-    height = max(16, triton.next_power_of_2(tokens))
-    gemm_kernel[(triton.cdiv(outputs, columns),)](
-        x,
+    # Few rows are shared out among many warps: too few of them cannot keep the memory busy.
+    warps = 4 if tokens > 16 or outputs > 8192 else 8 if outputs > 4096 else 16
+    # With one register more than 64 only one program of 16 warps fits into a multiprocessor instead of two.
+    limit = {"maxnreg": 64} if tokens <= 8 and not torch.compiler.is_compiling() else {}
+    product_kernel[(triton.cdiv(outputs, fragments.ROWS),)](
+        x.contiguous().view(torch.int64),
         words,
         scale,
         y,
         tokens,
         outputs,
-        inputs,
-        HEIGHT=height,
-        COLUMNS=columns,
-        BLOCK=16,
-        num_warps=4,
-        num_stages=4,
+        groups,
+        TILES=fragments.tiles(tokens),
+        WARPS=warps,
+        WIDEN=WIDEN[x.dtype],
+        PRODUCT=fragments.PRODUCT[x.dtype],
+        num_warps=warps,
         **overlapping(x),
+        **limit,
     )
     return y
+
+
+def cuda_rows(words: Tensor, scale: Tensor, ids: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The rows `ids` of the weight, or all, on the GPU: [rows, in] in `dtype`."""
+    groups, count = scale.shape[1], words.shape[1]
+    rows = len(words) if ids is None else len(ids)
+    weight = torch.empty((rows, groups * GROUP), dtype=dtype, device=words.device)
+    unpack_kernel[(rows, triton.cdiv(count, 256))](
+        words,
+        scale,
+        words if ids is None else ids,
+        weight,
+        count,
+        groups,
+        CHOSEN=ids is not None,
+        BLOCK=256,
+        num_warps=4,
+    )
+    return weight
+
+
+def widening(magic: int, offset: int, kind: str) -> str:
+    """The PTX that makes eight pairs of numbers of an int64's nibbles, two 16-bit floats in a register each.
+
+    No conversion is needed: put into the lowest bits of `magic`, twice 128 or 1024, a nibble makes it that plus q, from
+    which adding `offset` leaves q - 8.
+    """
+    lines = [".reg .b32 part<2>, t, offset;", "mov.b64 {part0, part1}, $8;", f"mov.b32 offset, {offset:#x};"]
+    for pair in range(8):
+        lines.append(f"shr.u32 t, part{pair // 4}, {4 * (pair % 4)};")
+        lines.append(f"lop3.b32 t, t, 0x000f000f, {magic:#x}, 0xea;")  # t & mask | magic
+        lines.append(f"add.rn.{kind} ${pair}, t, offset;")
+    return "{" + " ".join(lines) + "}"
+
+
+WIDEN = {
+    torch.bfloat16: widening(0x43004300, 0xC308C308, "bf16x2"),
+    torch.float16: widening(0x64006400, 0xE408E408, "f16x2"),
+}
 
 
 if triton is not None:
 
     @triton.jit
-    def gemv_kernel(
-        x,
-        words,
-        scale,
-        y,
-        outputs,
-        count,
-        ROWS: tl.constexpr,
-        BLOCK: tl.constexpr,
-        EVEN: tl.constexpr,
-        OVERLAP: tl.constexpr,
-    ):
-        """ROWS outputs of one token; a thread holds whole words, and sums over their nibbles before it scales.
-
-        A nibble becomes a float without a conversion: put into the upper bits of the mantissa of 1.0 it is 1 + q / 16. With
-        S the sum of (1 + q / 16) * x over a word, the sum of (q - 8) * x is 16 * S - 24 * (sum of x).
-        The first stretch of weights is on its way before the kernel's turn has come.
-        """
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        inside = (row < outputs)[:, None]
-        column = tl.arange(0, BLOCK)
-        at_word = words + row.to(tl.int64)[:, None] * count + column[None, :]
-        at_scale = scale + row.to(tl.int64)[:, None] * (count // 8) + (column // 8)[None, :]
-        at_x = x + (column // 8) * 64 + column % 8
-        ahead = tl.load(at_word, mask=inside & (column < count)[None, :], other=0, eviction_policy="evict_first")
-        if OVERLAP:
-            tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
-        total = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
-        for at in range(0, count, BLOCK):
-            packed = ahead
-            following = at + BLOCK + column
-            ahead = tl.load(
-                at_word + at + BLOCK,
-                mask=inside & (following < count)[None, :],
-                other=0,
-                eviction_policy="evict_first",
-            )
-            known = at + column < count
-            if EVEN:
-                s = tl.load(at_scale + at // 8, mask=inside, other=0.0).to(tl.float32)
-            else:
-                s = tl.load(at_scale + at // 8, mask=inside & known[None, :], other=0.0).to(tl.float32)
-            sums = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
-            plain = tl.zeros((BLOCK,), dtype=tl.float32)
-            for nibble in tl.static_range(8):
-                if EVEN:
-                    a = tl.load(at_x + at * 8 + nibble * 8).to(tl.float32)
-                else:
-                    a = tl.load(at_x + at * 8 + nibble * 8, mask=known, other=0.0).to(tl.float32)
-                if nibble < 5:
-                    bits = packed << (19 - 4 * nibble)
-                else:
-                    bits = packed >> (4 * nibble - 19)
-                unit = ((bits & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True)
-                sums += unit * a[None, :]
-                plain += a
-            total += (16.0 * sums - 24.0 * plain[None, :]) * s
-        tl.store(y + row, tl.sum(total, 1).to(y.dtype.element_ty), mask=row < outputs)
-
-    @triton.jit
-    def gemm_kernel(
+    def product_kernel(
         x,
         words,
         scale,
         y,
         tokens,
         outputs,
-        inputs,
-        HEIGHT: tl.constexpr,
-        COLUMNS: tl.constexpr,
-        BLOCK: tl.constexpr,
+        groups,
+        TILES: tl.constexpr,
+        WARPS: tl.constexpr,
+        WIDEN: tl.constexpr,
+        PRODUCT: tl.constexpr,
         OVERLAP: tl.constexpr,
     ):
-        """COLUMNS outputs of up to HEIGHT tokens; one product for each nibble of BLOCK words."""
+        """16 outputs of up to 8 * TILES tokens; each warp takes another pair of groups, in turn (see engine.slots.fragments).
+
+        The first weights are on their way before the kernel's turn has come.
+        """
+        thread = tl.arange(0, 32 * WARPS)
+        warp = thread // 32
+        i = thread % 32 // 4
+        j = thread % 4
+        half = tl.arange(0, 2)[None, :]
+        pairs = (groups + 1) // 2
+        row = tl.program_id(0) * 16 + i
+        low = tl.minimum(row, outputs - 1).to(tl.int64)[:, None]
+        high = tl.minimum(row + 8, outputs - 1).to(tl.int64)[:, None]
+        at = (
+            words + low * pairs * 8 + j[:, None] * 2 + half,
+            words + high * pairs * 8 + j[:, None] * 2 + half,
+            scale + low * groups + half,
+            scale + high * groups + half,
+        )
+        near = stretch(at, warp[:, None], pairs, groups)
+        far = stretch(at, warp[:, None] + WARPS, pairs, groups)
         if OVERLAP:
             tl.extra.cuda.gdc_launch_dependents()
             tl.extra.cuda.gdc_wait()
-        token = tl.arange(0, HEIGHT)
-        row = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        inside = row < outputs
-        count = inputs // 8
-        start = row.to(tl.int64)[None, :]
-        total = tl.zeros((HEIGHT, COLUMNS), dtype=tl.float32)
-        for at in range(0, count, BLOCK):
-            word = at + tl.arange(0, BLOCK)
-            known = inside[None, :] & (word < count)[:, None]
-            packed = tl.load(words + start * count + word[:, None], mask=known, other=0, eviction_policy="evict_first")
-            s = tl.load(scale + start * (count // 8) + (word // 8)[:, None], mask=known, other=0.0).to(tl.float32)
-            column = (word // 8) * 64 + word % 8
-            for nibble in tl.static_range(8):
-                a = tl.load(
-                    x + token[:, None] * inputs + column[None, :] + nibble * 8,
-                    mask=(token < tokens)[:, None] & (word < count)[None, :],
-                    other=0.0,
-                )
-                w = (((packed >> (4 * nibble)) & 15) - 8).to(tl.float32) * s
-                total = tl.dot(a, w.to(a.dtype), total, input_precision="ieee")
-        tl.store(
-            y + token[:, None] * outputs + row[None, :],
-            total.to(y.dtype.element_ty),
-            mask=(token < tokens)[:, None] & inside[None, :],
+        totals = ()
+        for _ in tl.static_range(4 * TILES):
+            totals += (tl.zeros((32 * WARPS,), dtype=tl.float32),)
+        for start in range(0, pairs, WARPS):
+            pair = (start + warp)[:, None]
+            w_low = tl.split(near[0])
+            w_high = tl.split(near[1])
+            s_low = tl.split(near[2])
+            s_high = tl.split(near[3])
+            near = far
+            far = stretch(at, pair + 2 * WARPS, pairs, groups)
+            for h in tl.static_range(2):
+                a_low = widened(w_low[h], WIDEN)
+                a_high = widened(w_high[h], WIDEN)
+                group = pair * 2 + h
+                more = ()
+                for tile in tl.static_range(TILES):
+                    token = tl.minimum(8 * tile + i, tokens - 1)
+                    at_x = x + (token * groups * 16)[:, None] + group * 16 + j[:, None] * 4 + half
+                    b0, b1 = tl.split(tl.load(at_x, mask=group < groups, other=0))
+                    b2, b3 = tl.split(tl.load(at_x + 2, mask=group < groups, other=0))
+                    zero = tl.zeros((32 * WARPS,), dtype=tl.float32)
+                    d = (zero, zero, zero, zero)
+                    d = product(a_low[0], a_high[0], a_low[1], a_high[1], b0, d, PRODUCT)
+                    d = product(a_low[2], a_high[2], a_low[3], a_high[3], b1, d, PRODUCT)
+                    d = product(a_low[4], a_high[4], a_low[5], a_high[5], b2, d, PRODUCT)
+                    d = product(a_low[6], a_high[6], a_low[7], a_high[7], b3, d, PRODUCT)
+                    more += (
+                        totals[4 * tile] + d[0] * s_low[h].to(tl.float32),
+                        totals[4 * tile + 1] + d[1] * s_low[h].to(tl.float32),
+                        totals[4 * tile + 2] + d[2] * s_high[h].to(tl.float32),
+                        totals[4 * tile + 3] + d[3] * s_high[h].to(tl.float32),
+                    )
+                totals = more
+        store_fragments(y, totals, tokens, outputs, TILES, WARPS)
+
+    @triton.jit
+    def stretch(at, pair, pairs, groups):
+        """Of a pair of groups, what a thread has of its rows: (low words, high words, low scales, high scales)."""
+        inside = pair < pairs
+        known = pair * 2 + tl.arange(0, 2)[None, :] < groups
+        return (
+            tl.load(at[0] + pair * 8, mask=inside, other=0, eviction_policy="evict_first"),
+            tl.load(at[1] + pair * 8, mask=inside, other=0, eviction_policy="evict_first"),
+            tl.load(at[2] + pair * 2, mask=known, other=0.0),
+            tl.load(at[3] + pair * 2, mask=known, other=0.0),
         )
 
     @triton.jit
-    def unpack_kernel(words, scale, weight, count, BLOCK: tl.constexpr):
-        """One stretch of one row of the weight."""
+    def widened(words, ASM: tl.constexpr):
+        """Eight pairs of weights q - 8 in 16 bits each, as int32, from the 16 nibbles of an int64 (see `widening`)."""
+        kinds: tl.constexpr = (tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32)
+        return tl.inline_asm_elementwise(ASM, "=r,=r,=r,=r,=r,=r,=r,=r,l", [words], dtype=kinds, is_pure=True, pack=1)
+
+    @triton.jit
+    def unpack_kernel(words, scale, ids, weight, count, groups, CHOSEN: tl.constexpr, BLOCK: tl.constexpr):
+        """BLOCK of the `count` int64 of one row of the weight, of the one that `ids` names where it is CHOSEN."""
         row = tl.program_id(0).to(tl.int64)
-        word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        known = word < count
-        packed = tl.load(words + row * count + word, mask=known, other=0)
-        s = tl.load(scale + row * (count // 8) + word // 8, mask=known, other=0.0).to(tl.float32)
-        column = (word // 8) * 64 + word % 8
-        for nibble in tl.static_range(8):
-            w = (((packed >> (4 * nibble)) & 15) - 8).to(tl.float32) * s
-            tl.store(weight + row * count * 8 + column + nibble * 8, w.to(weight.dtype.element_ty), mask=known)
+        to = weight + row * groups * 64
+        if CHOSEN:
+            row = tl.load(ids + row)
+        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        group = at // 8 * 2 + at % 2
+        known = (at < count) & (group < groups)
+        packed = tl.load(words + row * count + at, mask=known, other=0)
+        s = tl.load(scale + row * groups + group, mask=known, other=0.0).to(tl.float32)
+        column = group * 64 + at % 8 // 2 * 16
+        for n in tl.static_range(16):
+            q = (packed >> (32 * (n // 8) + 4 * (n % 8 // 2) + 16 * (n % 2))) & 15
+            tl.store(to + column + n, ((q - 8).to(tl.float32) * s).to(weight.dtype.element_ty), mask=known)

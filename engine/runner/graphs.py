@@ -23,11 +23,16 @@ SMALLEST_KV = 512
 
 @dataclass
 class Recorded:
-    """A graph and the buffers that it reads and writes; row b of each belongs to sequence b, the rest is padding."""
+    """A graph and the buffers that it reads and writes; row b of each belongs to sequence b, the rest is padding.
+
+    slots: int64[ahead + 1, batch], where in the cache the tokens to come go; count: int64[1], how many have been drawn
+    since; drawn: int64[ahead, batch].
+    """
 
     meta: StepMeta
     ids: Tensor
     draw: Draw | None
+    slots: Tensor
     drawn: Tensor
     count: Tensor
     graph: Any = None
@@ -71,19 +76,24 @@ class DecodeGraphs:
         size, padding = self.block_size, len(recorded.ids) - len(step)
         width = recorded.meta.block_table.shape[1]
         ids, positions, slots, lengths, table = [], [], [], [], []
+        steps = range(len(recorded.slots))
         for scheduled in step:
             sequence = scheduled.sequence
             at = sequence.computed - sequence.evicted
             ids.append(sequence.tokens[-1])
             positions.append(sequence.computed)
-            slots.append(sequence.pages[at // size] * size + at % size)
+            # After the last page comes none: the slot after the last step is not used, but must exist.
+            pages = [sequence.pages[min((at + step) // size, len(sequence.pages) - 1)] for step in steps]
+            slots.append([page * size + (at + step) % size for step, page in zip(steps, pages, strict=True)])
             lengths.append(at + 1)
             table += sequence.pages
             table += [0] * (width - len(sequence.pages))
         blank = [0] * padding
-        longs = torch.tensor([ids + blank, positions + blank, slots + blank]).to(self.device)
+        ahead = zip(*slots, *([0] * len(steps) for _ in blank), strict=True)
+        longs = torch.tensor([ids + blank, positions + blank, *ahead]).to(self.device)
         recorded.ids.copy_(longs[0])
         recorded.meta.positions.copy_(longs[1])
+        recorded.slots.copy_(longs[2:])
         recorded.meta.slot_map.copy_(longs[2])
         recorded.meta.kv_len.copy_(torch.tensor(lengths + [1] * padding, dtype=torch.int32))
         recorded.meta.block_table[: len(step)].copy_(torch.tensor(table, dtype=torch.int32).view(len(step), width))
@@ -110,6 +120,7 @@ class DecodeGraphs:
             meta=meta,
             ids=torch.zeros(batch, dtype=torch.int64, device=device),
             draw=Draw.of([mode.seeded(0)] * batch, vocab, device),
+            slots=torch.zeros(self.ahead + 1, batch, dtype=torch.int64, device=device),
             drawn=torch.zeros(self.ahead, batch, dtype=torch.int64, device=device),
             count=torch.zeros(1, dtype=torch.int64, device=device),
         )
@@ -140,12 +151,8 @@ class DecodeGraphs:
         recorded.drawn.index_copy_(0, recorded.count, recorded.ids[None])
         recorded.count.add_(1)
         meta.positions.add_(1)
-        at = meta.kv_len.long()
         meta.kv_len.add_(1)
-        # After the last position of the table comes none: the last step's slot is not used, but must exist.
-        page = (at // self.block_size).clamp(max=meta.block_table.shape[1] - 1)
-        pages = meta.block_table.gather(1, page[:, None])[:, 0].long()
-        meta.slot_map.copy_(pages * self.block_size + at % self.block_size)
+        torch.index_select(recorded.slots, 0, recorded.count, out=meta.slot_map[None])
 
 
 def padded_batch(batch: int) -> int:

@@ -9,7 +9,7 @@ from engine import bind
 from engine.generate import Engine, Request
 from engine.loader import Random, load_model
 from engine.models.config import ModelConfig
-from engine.sampler import Sampling
+from engine.sampler import Sampling, best
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -55,17 +55,33 @@ def test_logits_are_those_of_the_cpu_in_prefill_and_decode(pair: tuple[Any, Any]
 
 
 @pytest.mark.parametrize("name", ["none", "int8wo", "int4wo", "fp8wo", "fp8_dynamic"])
-@pytest.mark.parametrize("shape", [(512, 1024), (96, 320), (6144, 4096)])
-def test_one_row_is_multiplied_as_many_are(name: str, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(512, 1024), (97, 320), (6144, 4096)])
+def test_one_row_is_multiplied_as_many_are(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     generator = torch.Generator("cuda").manual_seed(0)
-    weight = torch.randn(shape, device="cuda", generator=generator).mul_(shape[1] ** -0.5).bfloat16()
-    x = torch.randn(70, shape[1], device="cuda", generator=generator).bfloat16()
-    scheme = bind.implementation("quantization", name, torch.bfloat16, torch.device("cuda"))()
+    weight = torch.randn(shape, device="cuda", generator=generator).mul_(shape[1] ** -0.5).to(dtype)
+    x = torch.randn(70, shape[1], device="cuda", generator=generator).to(dtype)
+    scheme = bind.implementation("quantization", name, dtype, torch.device("cuda"))()
     packed = scheme.pack(weight)
     wanted = x.float() @ scheme.dequant(packed).T
-    for rows in (1, 3, 70):
+    for rows in (1, 3, 8, 17, 64, 70):
         error = (scheme.linear(x[:rows], packed).float() - wanted[:rows]).norm() / wanted[:rows].norm()
         assert error < (0.05 if name == "fp8_dynamic" else 0.01), rows
+
+
+@pytest.mark.parametrize("name", ["int8wo", "int4wo", "fp8wo", "fp8_dynamic"])
+def test_rows_that_are_looked_up_are_those_of_the_weight(name: str) -> None:
+    weight = torch.randn(50, 320, device="cuda").bfloat16()
+    scheme = bind.implementation("quantization", name, torch.bfloat16, torch.device("cuda"))()
+    packed = scheme.pack(weight)
+    ids = torch.tensor([7, 49, 0, 7], device="cuda")
+    assert torch.equal(scheme.embedding(ids, packed), scheme.dequant(packed)[ids].bfloat16())
+
+
+def test_the_best_of_a_long_row_is_the_first_of_equals() -> None:
+    logits = torch.randn(5, 128 * 1002, device="cuda").bfloat16().float()
+    logits[1, [77, 100_000]] = logits[1].max() + 1
+    assert best(logits).tolist() == logits.cpu().argmax(-1).tolist()
 
 
 def test_the_first_request_after_an_out_of_memory_is_served(pair: tuple[Any, Any]) -> None:

@@ -1,5 +1,6 @@
 """Every implementation that is shipped passes its own kind's unit suite, on every device that is here."""
 
+import importlib
 import platform
 from pathlib import Path
 
@@ -72,6 +73,14 @@ def test_timed_cases_are_right_without_the_plain_path(kind: str, name: str) -> N
     # The first workload of quantization is its largest, and packing it takes longer than all the others together.
     for case in slot.cases("performance", header, CPU)[-3:]:
         assert judge_case(slot, header, case, implementation, Source(b"timed"), calls=1, timed=True) is None
+
+
+@pytest.mark.parametrize("inputs", [128, 320])
+def test_int4_for_a_gpu_holds_what_was_rounded(inputs: int) -> None:
+    int4wo = importlib.import_module(registry.load("quantization", "int4wo").__module__)
+    q, scale = int4wo.rounded(torch.randn(5, inputs))
+    wanted = ((q.float() - 8).view(5, -1, int4wo.GROUP) * scale[..., None]).flatten(1)
+    assert torch.equal(int4wo.unpacked(int4wo.interleaved(q), scale), wanted)
 
 
 def test_every_default_is_shipped() -> None:
