@@ -139,6 +139,7 @@ class Attempt:
             if refusals:
                 results.append(SuiteResult(["failed"], [Reason("unsupported", " ".join(refusals), "unit")]))
             if not refusals and "unit" in self.job.suites:
+                hosts.start_ahead(judged.head)
                 results.append(self._stage("unit", trial, share, lambda: self._unit(trial)))
             if self._goes_on(results) and "integration" in self.job.suites:
                 bench = IntegrationBench(trial)

@@ -25,7 +25,7 @@ from engine.slots.source import Source
 from workers import wire
 from workers.host.mapping import Mappings
 from workers.judge.client import CallTimedOut, ContributedError, HostClient, HostDied, Tampered
-from workers.judge.trial import prepared
+from workers.judge.trial import SteadyHost, prepared
 
 DEADLINE = 0.3
 HANGS = 20.0
@@ -474,8 +474,8 @@ def test_a_packed_tensor_cannot_take_the_place_of_the_weight_that_it_is_checked_
         open=lambda side: HostClient(peer, peer.ours, call_timeout=DEADLINE),
         remaining=lambda: DEADLINE,
         note=lambda name, tensors: None,
-        hosts=SimpleNamespace(start_ahead=lambda side: None),
+        hosts=SimpleNamespace(roomy=False),
     )
-    found = prepared(trial, None, [case], "unit")[case.name]  # type: ignore[arg-type]
+    found = prepared(trial, SteadyHost(trial, None), [case], "unit")[case.name]  # type: ignore[arg-type]
     assert type(found) is Tampered
     assert "'weight'" in str(found)

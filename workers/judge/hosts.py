@@ -109,14 +109,17 @@ class Hosts:
             self.close()
             raise
 
+    @property
+    def roomy(self) -> bool:
+        """Whether a host can be started beside one that is being timed without disturbing it."""
+        return (os.cpu_count() or 1) >= PROCESSORS_TO_START_AHEAD
+
     def start_ahead(self, side: Side) -> None:
-        """Starts the process of the host that `side` is opened with next, where the machine has processors to spare.
+        """Starts the process of the host that `side` is opened with next, while the judge or another host is at work.
 
         It imports torch and waits. It has neither the slot file nor the accelerator until `open` sends it on its way, which is
         after the host before it has ended.
         """
-        if self.device != "cuda" or (os.cpu_count() or 1) < PROCESSORS_TO_START_AHEAD:
-            return
         if self._ahead is None:
             self._ahead = (side, *self._started(side, self._cpus()))
 

@@ -158,7 +158,8 @@ class SteadyHost:
                 raise HostDied(f"The module host ended {MAX_RESTARTS + 1} times; no further one is started.")
             try:
                 self._client = self.trial.open(self.side)
-                self.trial.hosts.start_ahead(self.side)
+                if self.trial.hosts.roomy:
+                    self.trial.hosts.start_ahead(self.side)
             except ContributedError as error:
                 self._cannot_load = error
                 raise
@@ -189,21 +190,22 @@ class SteadyHost:
             raise
 
 
-def prepared(trial: Trial, side: Side, cases: list[Case], label: str) -> dict[str, HeldSet | CallFailed]:
-    """The held tensors of each case, with what the side's implementation prepares in a host of its own.
+def prepared(trial: Trial, host: SteadyHost, cases: list[Case], label: str) -> dict[str, HeldSet | CallFailed]:
+    """The held tensors of each case, with what the implementation of `host` prepares.
 
-    A case whose preparation fails maps to the failure. The host is ended before this returns, so that whoever is timed
-    or checked afterwards gets only the prepared tensors.
+    A case whose preparation fails maps to the failure. A host that has prepared anything is ended before this returns, so that
+    whoever is timed or checked afterwards gets only the prepared tensors.
     """
     kind = trial.subject.kind
     found: dict[str, HeldSet | CallFailed] = {}
-    host = SteadyHost(trial, side)
+    used = False
     try:
         for case in cases:
             held = kind.held(case, trial.source.child(label, case.name, "held"))
             trial.note(f"{label}/{case.name}/held", {name: item.tensor for name, item in held.items()})
             preparation = kind.preparation(case, held)
             if preparation is not None:
+                used = True
                 try:
                     given = host.prepare(preparation)
                     if clash := sorted(given.keys() & held.keys()):
@@ -215,7 +217,8 @@ def prepared(trial: Trial, side: Side, cases: list[Case], label: str) -> dict[st
                     continue
             found[case.name] = held
     finally:
-        host.discard()
+        if used:
+            host.discard()
     return found
 
 

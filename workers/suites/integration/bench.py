@@ -1,6 +1,7 @@
 """What the integration suite judges with: the judge's own engine, once with its reference and once with the slot's calls in a host."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ class PackedAway(SteadyHost):
         self._kept: HeldSet = {}
 
     def prepare(self, preparation: Preparation) -> dict[str, Tensor]:
-        self._packing = True
+        if not self._packing:
+            self._packing = True
+            self.client()
+            self.trial.hosts.start_ahead(self.side)
         return super().prepare(preparation)
 
     def hold(self, held: HeldSet) -> dict[str, Tensor]:
@@ -79,6 +83,8 @@ class IntegrationBench:
         self.noise = 0.0
         self._needle_ratio: float | None = None
         self._measured: quality.Quality | None = None
+        # The reference needs no host: what it makes of the texts is found out while the subject's host is at work.
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reference")
 
     def parameters(self) -> dict[str, Sequence[Any]]:
         """The needle grid only for kinds that decide where a token looks."""
@@ -126,22 +132,24 @@ class IntegrationBench:
             model, slots, trusted=True, graphs=False, max_len=4096, kv_tokens=8192, step_tokens=2048, max_batch=16
         )
 
-    def _logits(self, engine_: Engine, who: str) -> list[Tensor]:
-        self.trial.say("integration", f"{who}: {TEXTS} texts in chunks of {CHUNK}", 0, 0, "")
-        long = engine_.logits(self.texts[:TEXTS], chunk=CHUNK)
-        self.trial.say("integration", f"{who}: {DECODED_TEXTS} texts token by token", 0, 0, "")
-        return long + engine_.logits(self.texts[TEXTS:], chunk=1)
+    def _logits(self, engine_: Engine) -> list[Tensor]:
+        return engine_.logits(self.texts[:TEXTS], chunk=CHUNK) + engine_.logits(self.texts[TEXTS:], chunk=1)
 
     # -- what is judged ---------------------------------------------------------------------------------------------
 
     def measure(self) -> None:
         """Scores the texts with both engines. Raises Wrong where the declared class is not kept, CallFailed of the host."""
+        self.trial.hosts.start_ahead(self.trial.subject.head)
         texts = self.texts
-        ours = self._logits(self.reference, "reference")
-        self.noise = quality.noise_floor(self.reference, texts[:2], other_chunk=96)
-        self.trial.remaining()
-        theirs = self._logits(self.subject, self.header.name)
+        by_reference = self._beside.submit(self._logits, self.reference)
+        noise = self._beside.submit(quality.noise_floor, self.reference, texts[:2], other_chunk=96)
+        self.trial.say(
+            "integration", f"{len(texts)} texts, once with {self.header.name} and once with the reference", 0, 0, ""
+        )
+        theirs = self._logits(self.subject)
         self.trial.model_figures = self.kind.figures_of_model(self.proxy)
+        ours, self.noise = by_reference.result(), noise.result()
+        self.trial.remaining()
         try:
             found = quality.compare(ours, theirs, texts, self._scored)
         except ValueError as error:
@@ -188,9 +196,10 @@ class IntegrationBench:
         def said(done: int, total: int) -> None:
             self.trial.say("integration", f"Needles in {length} tokens", done, total, "documents")
 
-        ours = quality.needle_recall(self.reference, needles)
-        self.trial.remaining()
+        by_reference = self._beside.submit(quality.needle_recall, self.reference, needles)
         theirs = quality.needle_recall(self.subject, needles, said)
+        ours = by_reference.result()
+        self.trial.remaining()
         cell, ratio = quality.worst_cell(ours, theirs)
         self.quality["needle"] = min(self.quality.get("needle", 1.0), ratio)
         self._needle_ratio = self.quality["needle"]
@@ -210,6 +219,7 @@ class IntegrationBench:
             )
 
     def close(self) -> None:
-        """Ends the host, where one was opened."""
+        """Ends the host, where one was opened, and what is done beside it."""
+        self._beside.shutdown(wait=True, cancel_futures=True)
         if "host" in self.__dict__:
             self.host.discard()

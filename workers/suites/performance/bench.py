@@ -25,9 +25,11 @@ from workers.judge.trial import Impossible, SteadyHost, Trial, Wrong, prepared, 
 from workers.statistics import Observation, impossible
 
 SideName = Literal["base", "head"]
+# Of one process's calls of one case, at the least; on the CPU in two turns.
 SAMPLE_SECONDS = 0.06
+TURNS = {"cpu": 2, "cuda": 1}
 WARM_UP_CALLS = {"cpu": 1, "cuda": 2}
-MIN_CALLS = 5
+MIN_CALLS = {"cpu": 3, "cuda": 5}
 MAX_CALLS_PER_SAMPLE = 400
 # What an honest host spends between calls: it maps and unmaps inputs, and its interpreter collects garbage.
 IDLE_CPU_SHARE = 0.10
@@ -92,6 +94,7 @@ class Course:
         self.prepares = False
         """Timed calls in one turn, by case."""
         self.on_device = trial.environment.device == "cuda"
+        self.turns = TURNS[trial.environment.device]
         self.warm_up_calls = WARM_UP_CALLS[trial.environment.device]
         self.compared: dict[str, int] = {}
         """How many calls of a sample are compared, by case, on the accelerator."""
@@ -102,25 +105,41 @@ class Course:
 
     def set_up(self) -> None:
         """Prepares both sides and learns from the base how many calls make a turn. Raises what the subject's faults raise."""
-        self.trial.hosts.start_ahead(self.sides["base"])
-        for name, side in self.sides.items():
-            self.held[name] = self._settled(side)
-        if self.furnace is not None:
-            self._learn()
-        host = self.trial.open(self.sides["base"])
-        self.trial.hosts.start_ahead(self.sides[first_side(self.trial, 0)])
-        try:
-            for case_name, case in self.cases.items():
-                held = self.held["base"][case_name]
-                host.hold(held)
-                warm = [host.timed(host.ready(self._draw(case_name, held, "calibrate", n))) for n in range(4)]
-                seconds = min(answer.seconds for answer in warm[1:])
-                self.calls[case_name] = max(MIN_CALLS, min(MAX_CALLS_PER_SAMPLE, math.ceil(SAMPLE_SECONDS / seconds)))
-                first = self._draw(case_name, held, "calibrate", 0)
-                self.trial.note(f"performance/{case_name}/call", first.inputs)
-                self._check_floor(case, held, first, seconds)
-        finally:
-            self.trial.hosts.end()
+        hosts = self.trial.hosts
+        hosts.start_ahead(self.sides["head"] if self._settles else self.sides["base"])
+        for name in ("head", "base"):
+            # The base's host, which has nothing more to prove, is also the one that the calls are tried on.
+            host = SteadyHost(self.trial, self.sides[name])
+            try:
+                self.held[name] = self._settled(host, name)
+                if name == "base":
+                    if self.on_device:
+                        host.discard()
+                        self._learn()
+                    self._try(host)
+            finally:
+                host.discard()
+
+    @property
+    def _settles(self) -> bool:
+        """Whether what a side prepared is checked through a host."""
+        return type(self.kind).settle is not SlotKind.settle
+
+    def _try(self, host: SteadyHost) -> None:
+        client = host.client()
+        if self.trial.hosts.roomy:
+            self.trial.hosts.start_ahead(self.sides[first_side(self.trial, 0)])
+        least = MIN_CALLS[self.trial.environment.device]
+        most = MAX_CALLS_PER_SAMPLE // self.turns
+        for name, case in self.cases.items():
+            held = self.held["base"][name]
+            client.hold(held)
+            warm = [client.timed(client.ready(self._draw(name, held, "calibrate", n))) for n in range(4)]
+            seconds = min(answer.seconds for answer in warm[1:])
+            self.calls[name] = max(least, min(most, math.ceil(SAMPLE_SECONDS / self.turns / seconds)))
+            first = self._draw(name, held, "calibrate", 0)
+            self.trial.note(f"performance/{name}/call", first.inputs)
+            self._check_floor(case, held, first, seconds)
 
     def _learn(self) -> None:
         """While no host is alive: what a refill costs, and how many calls of a sample can be compared in the time for it."""
@@ -152,31 +171,26 @@ class Course:
         expected = self.kind.expected(self.cases[name], self.held[side][name], call)
         self.check(name, side, Drawn(call, expected), answer)
 
-    def _settled(self, side: Side) -> dict[str, HeldSet]:
+    def _settled(self, host: SteadyHost, name: SideName) -> dict[str, HeldSet]:
         settled: dict[str, HeldSet] = {}
-        host = SteadyHost(self.trial, side)
-        try:
-            for name, held in prepared(self.trial, side, list(self.cases.values()), "performance").items():
-                if isinstance(held, CallFailed):
-                    raise held
-                self.prepares |= self.kind.preparation(self.cases[name], held) is not None
-                if type(self.kind).settle is SlotKind.settle:
-                    # There is nothing to settle, and a host for it would take seconds to start.
-                    settled[name] = held
-                    continue
-                host.hold(held)
-                more, finding = self.kind.settle(self.cases[name], self.header, held, host)
-                if finding is not None:
-                    raise Wrong(finding, name, recipe=recipe_of(self.cases[name], "performance", name, "held"))
-                settled[name] = held | more
-                if side == self.trial.subject.head:
-                    faces = self.kind.two_faced(
-                        self.trial.model_figures, self.kind.figures(self.cases[name], settled[name])
-                    )
-                    if faces is not None:
-                        raise Wrong(faces, name, "two_faces")
-        finally:
-            host.discard()
+        for case_name, held in prepared(self.trial, host, list(self.cases.values()), "performance").items():
+            if isinstance(held, CallFailed):
+                raise held
+            case = self.cases[case_name]
+            self.prepares |= self.kind.preparation(case, held) is not None
+            settled[case_name] = held
+            if not self._settles:
+                continue
+            host.hold(held)
+            more, finding = self.kind.settle(case, self.header, held, host)
+            if finding is not None:
+                raise Wrong(finding, case_name, recipe=recipe_of(case, "performance", case_name, "held"))
+            settled[case_name] = held | more
+            if name == "head":
+                figures = self.kind.figures(case, settled[case_name])
+                faces = self.kind.two_faced(self.trial.model_figures, figures)
+                if faces is not None:
+                    raise Wrong(faces, case_name, "two_faces")
         return settled
 
     def _draw(self, case_name: str, held: HeldSet, *labels: str | int) -> Call:
@@ -190,7 +204,7 @@ class Course:
         drawn: dict[str, list[Drawn]] = {}
         for name, case in self.cases.items():
             held = self.held[side][name]
-            count = 2 * (self.warm_up_calls + self.calls[name])
+            count = self.turns * (self.warm_up_calls + self.calls[name])
             calls = [self._draw(name, held, pair, n) for n in range(count)]
             drawn[name] = [
                 Drawn(call, self.kind.expected(case, held, call), ("performance", name, pair, n))
@@ -379,7 +393,8 @@ class PairBench:
             self._turn = turn
             # Who comes next is known: the other side, or by the coin the first of the next pair.
             other: SideName = "head" if turn.side == "base" else "base"
-            hosts.start_ahead(course.sides[other if first else first_side(course.trial, self.pair + 1)])
+            if hosts.roomy:
+                hosts.start_ahead(course.sides[other if first else first_side(course.trial, self.pair + 1)])
         client = self._clients[turn.side]
         assert isinstance(client, DeviceClient)
         client.call_timeout = min(30.0, course.trial.remaining())

@@ -26,10 +26,8 @@ class UnitBench:
 
     @cached_property
     def _prepared(self) -> dict[str, HeldSet | CallFailed]:
-        # Preparing takes hosts of its own, and only one is alive at a time.
-        self.host.discard()
         cases = [self.varied(case) for case in self.parameters()["case"]]
-        return prepared(self.trial, self.trial.subject.head, cases, "unit")
+        return prepared(self.trial, self.host, cases, "unit")
 
     def varied(self, case: Case) -> Case:
         """The case as this attempt sees it."""
