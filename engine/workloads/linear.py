@@ -34,7 +34,7 @@ CPU = (
     LinearWorkload("gemv-2048x2048", 1, 2048, 2048, 2),
     LinearWorkload("gemv-down-1024x2816", 1, 1024, 2816, 2),
     LinearWorkload("decode-b8-2816x1024", 8, 2816, 1024),
-    LinearWorkload("prefill-64-1024x1024", 64, 1024, 1024),
+    LinearWorkload("prefill-64-1024x1024", 64, 1024, 1024, 4),
 )
 CUDA = (
     LinearWorkload("gemv-8b-gate-up-28672x4096", 1, 28672, 4096, 5),

@@ -12,7 +12,7 @@ from workers import wire
 from workers.judge import accelerator
 from workers.judge.client import HostClient
 from workers.judge.device import DeviceClient, Refills
-from workers.sandbox import GIB, MIB, SLOTS, Confinement, HostProcess, Limits, interpreter_view, spawn
+from workers.sandbox import GIB, MIB, SLOTS, Confinement, HostProcess, Limits, SandboxError, interpreter_view, spawn
 
 LOAD_SECONDS = 30.0
 PROFILE_BYTES = 256 * MIB
@@ -57,7 +57,7 @@ class Hosts:
     """How long each host took from being asked for to having imported its slot file."""
     _alive: list[HostClient] = field(default_factory=list, init=False, repr=False)
     _waited: float = field(default=0.0, init=False, repr=False)
-    _ahead: tuple[Side, HostProcess, socket.socket] | None = field(default=None, init=False, repr=False)
+    _ahead: list[tuple[Side, HostProcess, socket.socket]] = field(default_factory=list, init=False, repr=False)
 
     def open(self, side: Side) -> HostClient:
         """A fresh host that has imported the side's slot file; those before it are ended first.
@@ -67,6 +67,7 @@ class Hosts:
         self.end()
         began = time.monotonic()
         process, ours = self._taken(side) or self._started(side, self._cpus())
+        self._drop_ahead()
         client = self._served(process, ours)
         self._load(client, process, side)
         self.ready_seconds.append(time.monotonic() - began)
@@ -79,10 +80,13 @@ class Hosts:
         """
         self.end()
         began = time.monotonic()
+        self.start_pair_ahead(first, second)
         opened = []
-        for number, side in enumerate((first, second)):
-            # Another user for each, so that the kernel's limits per user never count one host's doings for the other.
-            process, ours = self._started(side, None, self.slot + number * (SLOTS // 2))
+        for side in (first, second):
+            taken = self._taken(side)
+            if taken is None:
+                raise SandboxError("A module host ended before it was given anything to do.")
+            process, ours = taken
             opened.append((self._served(process, ours), process, side))
         for client, process, side in opened:
             self._load(client, process, side)
@@ -120,23 +124,34 @@ class Hosts:
         It imports torch and waits. It has neither the slot file nor the accelerator until `open` sends it on its way, which is
         after the host before it has ended.
         """
-        if self._ahead is None:
-            self._ahead = (side, *self._started(side, self._cpus()))
+        if not self._ahead:
+            self._ahead.append((side, *self._started(side, self._cpus())))
+
+    def start_pair_ahead(self, first: Side, second: Side) -> None:
+        """Starts the processes of the hosts that `open_pair` is called for next, unless they are started already."""
+        if [side for side, process, _ in self._ahead if process.alive()] == [first, second]:
+            return
+        self._drop_ahead()
+        for number, side in enumerate((first, second)):
+            # Another user for each, so that the kernel's limits per user never count one host's doings for the other.
+            self._ahead.append((side, *self._started(side, None, self.slot + number * (SLOTS // 2))))
 
     def ahead_seconds(self) -> float:
-        """Processor time so far of the host that waits for its turn."""
-        return self._ahead[1].cpu_seconds() if self._ahead is not None else 0.0
+        """Processor time so far of the hosts that wait for their turn."""
+        return sum(process.cpu_seconds() for _, process, _ in self._ahead)
 
     def _taken(self, side: Side) -> tuple[HostProcess, socket.socket] | None:
-        if self._ahead is None:
-            return None
-        waiting, process, ours = self._ahead
-        self._ahead = None
-        if waiting == side and process.alive():
-            return process, ours
-        process.kill()
-        ours.close()
+        for number, (waiting, process, ours) in enumerate(self._ahead):
+            if waiting == side and process.alive():
+                del self._ahead[number]
+                return process, ours
         return None
+
+    def _drop_ahead(self) -> None:
+        while self._ahead:
+            _, process, ours = self._ahead.pop()
+            process.kill()
+            ours.close()
 
     def _started(
         self, side: Side, cpus: frozenset[int] | None, slot: int | None = None
@@ -170,13 +185,9 @@ class Hosts:
         return any(client.starved() for client in self._alive)
 
     def close(self) -> None:
-        """Ends the hosts that are alive and the one that waits for its turn, if there are such."""
+        """Ends the hosts that are alive and those that wait for their turn."""
         self.end()
-        if self._ahead is not None:
-            _, process, ours = self._ahead
-            self._ahead = None
-            process.kill()
-            ours.close()
+        self._drop_ahead()
 
     def _confinement(self, side: Side, fd: int, cpus: frozenset[int] | None, slot: int) -> Confinement:
         view = interpreter_view()

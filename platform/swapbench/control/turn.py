@@ -22,7 +22,7 @@ from swapbench.submissions.reaper import reap
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 5.0
-LOCAL_POLL_SECONDS = 2.0
+LOCAL_POLL_SECONDS = 4.0
 """A local forge sends no deliveries, and costs little to ask; still, attempts on this machine measure time."""
 
 

@@ -101,6 +101,7 @@ class Course:
         self.refill: dict[str, float] = {}
         """Seconds that refilling a call's inputs takes and that are taken off, by case."""
         self.furnace = Furnace() if self.on_device else None
+        self._drawing: dict[tuple[int, SideName], Future[dict[str, list[Drawn]]]] = {}
         self._drawer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw")
 
     def set_up(self) -> None:
@@ -196,9 +197,24 @@ class Course:
     def _draw(self, case_name: str, held: HeldSet, *labels: str | int) -> Call:
         return self.kind.draw(self.cases[case_name], held, self.source.child(case_name, *labels))
 
-    def draw_pair(self, pair: int, side: SideName) -> Future[dict[str, list[Drawn]]]:
-        """Draws all calls of a process in the background, one turn's after the other's: the same ones for both sides of a pair."""
-        return self._drawer.submit(self._draw_all, pair, side)
+    def begin_pair(self, pair: int, first: SideName) -> None:
+        """Starts what a pair on the CPU begins with, in the background: its hosts' processes, and drawing its calls."""
+        second: SideName = "head" if first == "base" else "base"
+        self.trial.hosts.start_pair_ahead(self.sides[first], self.sides[second])
+        self._drawing = {key: found for key, found in self._drawing.items() if key[0] >= pair - 1}
+        for side in (first, second) if self.prepares else (first,):
+            if (pair, side) not in self._drawing:
+                self._drawing[pair, side] = self._drawer.submit(self._draw_all, pair, side)
+
+    def calls_of(self, pair: int, first: SideName) -> dict[SideName, dict[str, list[Drawn]]]:
+        """All calls of both processes of a pair, one turn's after the other's: the same ones where both hold the same."""
+        drawing = {side: self._drawing.pop((pair, side), None) for side in self.sides}
+        found: dict[SideName, dict[str, list[Drawn]]] = {}
+        for side in self.sides:
+            drawn = drawing[side] or drawing[first]
+            assert drawn is not None
+            found[side] = {name: list(calls) for name, calls in drawn.result().items()}
+        return found
 
     def _draw_all(self, pair: int, side: SideName) -> dict[str, list[Drawn]]:
         drawn: dict[str, list[Drawn]] = {}
@@ -311,7 +327,7 @@ class PairBench:
         """Opens both processes, lets each map what it holds, and begins to watch."""
         course, hosts = self.course, self.course.trial.hosts
         first, second = self.sides
-        drawing = {side: course.draw_pair(self.pair, side) for side in (self.sides if course.prepares else (first,))}
+        course.begin_pair(self.pair, first)
         hosts.call_timeout = min(30.0, course.trial.remaining())
         self._clients = dict(zip(self.sides, hosts.open_pair(course.sides[first], course.sides[second]), strict=True))
         for side, client in self._clients.items():
@@ -319,9 +335,7 @@ class PairBench:
             for name in course.cases:
                 client.hold(course.held[side][name], name)
             client.freeze()
-        for side in self.sides:
-            found = drawing.get(side, drawing[first]).result()
-            self._drawn[side] = {name: list(calls) for name, calls in found.items()}
+        self._drawn = course.calls_of(self.pair, first)
         self._spent = {side: client.process.cpu_seconds() for side, client in self._clients.items()}
         self._began = read(*(client.process for client in self._clients.values()))
 
@@ -341,6 +355,8 @@ class PairBench:
         self.observations.append(between(self._began, read(*(client.process for client in self._clients.values()))))
         for side, client in self._clients.items():
             self._check_idle(client.process.cpu_seconds() - self._spent[side], client.calls_seconds)
+        self.close()
+        self.course.begin_pair(self.pair + 1, first_side(self.course.trial, self.pair + 1))
 
     def _measure_on_device(self, benchmark: Any, turn: Turn, name: str) -> None:
         course, side = self.course, turn.side

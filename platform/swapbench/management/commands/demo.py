@@ -31,7 +31,7 @@ from workers.protocol import CONTROL_QUEUE, judge_queue
 DEMO_POLICY = {"first_time_needs_approval": False, "merge_approvals": 0}
 """The demo's pull requests are its own, so nobody needs to read them before they run and are merged."""
 
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 2.0
 """Between looks at the database: attempts measure time on the same cores."""
 NO_TERMINAL_WIDTH = 160
 RESTARTS_AT_MOST = 3
