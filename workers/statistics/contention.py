@@ -37,7 +37,7 @@ class Thresholds(msgspec.Struct, frozen=True):
     other_cpu: float = 0.10
 
 
-TAKING_TURNS = Thresholds(run_delay=0.15, steal=0.05, other_cpu=0.30)
+TAKING_TURNS = Thresholds(run_delay=0.5, steal=0.10, other_cpu=0.45)
 """For a pair whose processes take turns call by call: what disturbs it disturbs both sides alike, so only much of it costs the pair."""
 
 
