@@ -5,6 +5,8 @@ limit, so that one which fails costs itself only; what it found lies in FOLDER a
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +26,8 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+COMMIT = "JUDGE_H100_COMMIT"
+"""The commit of this tree, where git cannot tell."""
 SLOT = "JUDGE_H100_SLOT"
 """Steps that run at once have users of their own for their hosts, as accelerators have."""
 PATHS = {"norm": "engine/normalization/plain.py", "attention": "engine/attention/sdpa.py"}
@@ -66,6 +70,14 @@ def attempt(out: Path, name: str, path: str, change: Callable[[str], str], **fie
         machine_class="h100",
         **fields,
     )
+    told: list[tuple[float, str]] = []
+    began = time.monotonic()
+
+    def tell(progress: Any) -> None:
+        if progress.unit != "tests":
+            told.append((time.monotonic() - began, progress.sentence))
+            print(f"  {told[-1][0]:6.1f} s  {progress.sentence}", flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         trees = laid_out(Path(folder), path, change)
         began = time.monotonic()
@@ -74,7 +86,7 @@ def attempt(out: Path, name: str, path: str, change: Callable[[str], str], **fie
             mock.patch("workers.attempt.fetch"),
             mock.patch("workers.attempt.lay_out", return_value=trees),
         ):
-            outcome = make_attempt(job, lambda _: None, Path(folder), slot=int(os.environ.get(SLOT, "0")))
+            outcome = make_attempt(job, tell, Path(folder), slot=int(os.environ.get(SLOT, "0")))
     (out / f"{name}.json").write_text(encode(outcome))
     print(f"{name}: {outcome.status} in {time.monotonic() - began:.1f} s, isolation {outcome.isolation}")
     print(
@@ -88,27 +100,61 @@ def attempt(out: Path, name: str, path: str, change: Callable[[str], str], **fie
         for reason in item.reasons[:6]:
             print(f"  {reason.stage} {reason.code} {reason.case}: {reason.sentence[:700]} {reason.next_step[-900:]}")
         if item.performance is not None:
-            spread(item.performance)
+            found = spread(item.performance, [at for at, sentence in told if "; the next look" in sentence])
+            found["host ready, s"] = [round(seconds, 3) for seconds in ready]
+            machine = outcome.environment | {"commit": commit()}
+            (out / f"{name}-figures.json").write_text(json.dumps({"machine": machine, **found}, indent=1))
     for reason in outcome.reasons:
         print(f"  {reason.code}: {reason.sentence[:1500]}")
     return outcome
 
 
-def spread(performance: Any) -> None:
-    """Prints, for each case, medians and the standard deviation of ln(base / head) over the pairs."""
+def commit() -> str:
+    """The commit of this tree, or "unknown" where nobody tells."""
+    told = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return os.environ.get(COMMIT) or told.stdout.strip() or "unknown"
+
+
+def deviation(values: list[float]) -> float | None:
+    """The standard deviation; None of fewer than two values."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def spread(performance: Any, ends: list[float]) -> dict[str, Any]:
+    """Prints and returns medians, mean and standard deviation of ln(base / head) by case and of the gate numbers, and seconds a pair.
+
+    `ends`: when each pair was complete, in seconds. The first pair's own time is not known: the stage's preparations come before it.
+    """
     from math import log
 
     pairs = performance.pairs
+    cases = {}
     for case in pairs[0].base if pairs else ():
         ratios = [log(pair.base[case] / pair.head[case]) for pair in pairs]
-        deviation = statistics.stdev(ratios) if len(ratios) > 1 else float("nan")
-        median = statistics.median(pair.base[case] for pair in pairs)
-        print(f"  {case}: {1e3 * median:.3f} ms, bias {statistics.mean(ratios):+.4f}, spread {deviation:.4f}")
+        cases[case] = {
+            "median, ms": 1e3 * statistics.median(pair.base[case] for pair in pairs),
+            "calls a process": len(pairs[0].base_samples.get(case, ())),
+            "mean ln(base/head)": statistics.mean(ratios),
+            "standard deviation": deviation(ratios),
+        }
+        print(f"  {case}: {cases[case]}")
     gates = [statistics.mean(log(pair.base[case] / pair.head[case]) for case in pair.base) for pair in pairs]
-    print(f"  gate numbers {[round(gate, 4) for gate in gates]}")
-    repeated = [reason for pair in pairs for reason in pair.repeated]
-    print(f"  repeated {len(repeated)} times: {' | '.join(repeated)[:300]}")
-    print(f"  {performance.decision}: {performance.why[:400]}")
+    taken = [later - earlier for earlier, later in itertools.pairwise(ends)]
+    found = {
+        "pairs": len(pairs),
+        "gate numbers": gates,
+        "gate mean": statistics.mean(gates) if gates else None,
+        "gate standard deviation": deviation(gates),
+        "seconds a pair, median": statistics.median(taken) if taken else None,
+        "seconds a pair": taken,
+        "until the first pair was complete, s": ends[0] if ends else None,
+        "repeated": [reason for pair in pairs for reason in pair.repeated],
+        "decision": performance.decision,
+        "why": performance.why,
+        "cases": cases,
+    }
+    print("  " + json.dumps({name: value for name, value in found.items() if name != "cases"}))
+    return found
 
 
 def same(text: str) -> str:
@@ -275,8 +321,11 @@ def overhead(out: Path) -> None:
                 trip = [1e6 * statistics.median(part[n] for part in parts) for n in range(3)]
                 found["one row, us"] = dict(zip(("all", "refill", "sample"), trip, strict=True))
                 print("one row normalized", [round(us) for us in trip], "us: all, refill, sample", flush=True)
+                found["one row, us, by part"] = parts_of(client, small)
+                print(found["one row, us, by part"], flush=True)
                 weight = torch.ones(1, 64, device="cuda", dtype=x.dtype)
                 kernels = time_of(partial(driver.run, "norm", params, {"x": x}, {"weight": weight}))
+                found["one row in the judge's process, us"] = 1e6 * kernels
                 print(f"the same in the judge's process: {1e6 * kernels:.0f} us", flush=True)
             hosts.close()
     ahead = Hosts(best_level(), where.threads, device="cuda")
@@ -288,32 +337,101 @@ def overhead(out: Path) -> None:
     found["host_ready_s"] = {"alone": ahead.ready_seconds[0], "started ahead": ahead.ready_seconds[1]}
     print(found["host_ready_s"])
     ahead.close()
+    found["machine"] = machine.facts() | {"commit": commit()}
     (out / "overhead.json").write_text(json.dumps(found, indent=1))
 
 
-def aa(out: Path) -> None:
-    """A/A: the default attention against itself, eight pairs at most."""
-    from engine.slots.kinds import attention
-    from workers.protocol import Policy
+def parts_of(client: Any, call: Any) -> dict[str, float]:
+    """Medians in us: a message and its answer with the host awake and asleep, and `call` with and without waking the host before."""
+    from workers import wire
 
-    few = tuple(w for w in attention.CUDA if w.name.startswith(("prefill-8k", "decode-b128")))
-    with mock.patch.object(attention, "CUDA", few):
-        attempt(
-            out,
-            "aa-attention",
-            PATHS["attention"],
-            same,
-            suites=("performance",),
-            policy=Policy(max_pairs=8),
-            stage_seconds={"performance": float(os.environ.get("JUDGE_H100_SECONDS", "240"))},
-        )
+    def median_us(pause: float, work: Callable[[], float]) -> float:
+        taken = []
+        for _ in range(200):
+            time.sleep(pause)
+            taken.append(work())
+        return 1e6 * statistics.median(taken)
+
+    def message() -> float:
+        began = time.perf_counter()
+        client._ask(wire.Hold([], []), [], 0, time.monotonic() + 5, "a message")
+        return time.perf_counter() - began
+
+    def timed() -> float:
+        return float(client.timed(client.ready(call), False).seconds)
+
+    found = {"message, awake": median_us(0, message), "message, asleep": median_us(0.005, message)}
+    found["call, host woken before"] = median_us(0, timed)
+    with mock.patch.object(client, "_ask", return_value=wire.Kept()):
+        found["call, host asleep"] = median_us(0, timed)
+    return found
+
+
+def lengths(out: Path) -> None:
+    """Seconds of SDPA for one decoding sequence at lengths never seen before and at the same ones again, by kernel."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from workers.judge import machine
+
+    def at(length: int) -> float:
+        query = torch.randn(1, 32, 1, 128, device="cuda", dtype=torch.bfloat16)
+        keys, values = torch.randn(2, 1, 8, length, 128, device="cuda", dtype=torch.bfloat16)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+        torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - began)
+
+    found: dict[str, Any] = {"machine": machine.facts() | {"commit": commit()}}
+    choices: dict[str, Any] = {
+        "as PyTorch chooses": contextlib.nullcontext(),
+        "flash": sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+    }
+    for name, choice in choices.items():
+        with choice:
+            at(300)
+            fresh = [at(400 + n) for n in range(24)]
+            again = [at(400 + n) for n in range(24)]
+        found[name] = {"new length, ms": statistics.median(fresh), "same length again, ms": statistics.median(again)}
+        print(name, found[name], flush=True)
+    (out / "lengths.json").write_text(json.dumps(found, indent=1))
+
+
+def aa(out: Path) -> None:
+    """A/A: the default attention against itself on four cases, eight pairs at most."""
+    from engine.slots.kinds import attention
+
+    few = ("prefill-8k", "prefill-varlen", "decode-b16", "decode-b128")
+    with mock.patch.object(attention, "CUDA", tuple(w for w in attention.CUDA if w.name.startswith(few))):
+        against_itself(out, "aa-attention", PATHS["attention"], 8)
+
+
+def aa_all(out: Path) -> None:
+    """A/A: the default attention against itself on all cases, eight pairs at most."""
+    against_itself(out, "aa-attention-all", PATHS["attention"], 8)
 
 
 def aa_norm(out: Path) -> None:
-    """A/A: the default normalization against itself, eight pairs at most."""
+    """A/A: the default normalization against itself, twelve pairs at most."""
+    against_itself(out, "aa-norm", PATHS["norm"], 12)
+
+
+def against_itself(out: Path, name: str, path: str, pairs: int) -> None:
+    """The performance stage of the same code twice, in as many seconds as JUDGE_H100_SECONDS allows."""
     from workers.protocol import Policy
 
-    attempt(out, "aa-norm", PATHS["norm"], same, suites=("performance",), policy=Policy(max_pairs=8))
+    seconds = float(os.environ.get("JUDGE_H100_SECONDS", "240"))
+    attempt(
+        out,
+        name,
+        path,
+        same,
+        suites=("performance",),
+        policy=Policy(max_pairs=pairs),
+        stage_seconds={"performance": seconds},
+    )
 
 
 def faster(out: Path) -> None:
@@ -327,7 +445,8 @@ def faster(out: Path) -> None:
 
 
 STEPS: dict[str, Callable[[Path], None]] = {
-    step.__name__: step for step in (unit, bad, triton, compiled, overhead, aa_norm, aa, faster, integration)
+    step.__name__: step
+    for step in (unit, bad, triton, compiled, overhead, lengths, aa_norm, aa, aa_all, faster, integration)
 }
 
 

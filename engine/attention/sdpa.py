@@ -10,12 +10,20 @@
 # ///
 """The default attention: nothing but PyTorch's own kernels, on any device."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.slots.attention import AttentionShape, StandardKV, StepMeta
 from engine.slots.registry import register
+
+# cuDNN's attention, which PyTorch prefers on Hopper, builds a plan for every length that it has not seen; a sequence that is decoded has a
+# new length with each token. It is left to steps that need a mask, which the flash kernel does not take.
+PLANLESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+MASKED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @register("attention", "sdpa")
@@ -42,23 +50,29 @@ class Sdpa(StandardKV):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
         """Returns [T, q_heads, head_dim]."""
+        with among(PLANLESS, q):
+            return torch.cat(self.each(q, kv, meta))
+
+    def each(self, q: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
+        """[new, q_heads, head_dim] for each sequence."""
         outputs = []
         for queries, new, total, pages in zip(q.split(self.new), self.new, self.total, self.pages, strict=True):
             keys, values = kv[:, pages].flatten(1, 2)[:, :total].transpose(1, 2)
             mask = None if new == 1 or new == total else self.mask(new, total, q.device)
             if self.shape.window is not None and total > self.shape.window:
                 mask = self.mask(new, total, q.device)
-            attended = scaled_dot_product_attention(
-                queries.transpose(0, 1)[None],
-                keys[None].to(q.dtype),
-                values[None].to(q.dtype),
-                attn_mask=mask,
-                is_causal=mask is None and new > 1,
-                scale=self.shape.scale,
-                enable_gqa=self.shape.q_heads != self.shape.kv_heads,
-            )
+            with nullcontext() if mask is None else among(MASKED, q):
+                attended = scaled_dot_product_attention(
+                    queries.transpose(0, 1)[None],
+                    keys[None].to(q.dtype),
+                    values[None].to(q.dtype),
+                    attn_mask=mask,
+                    is_causal=mask is None and new > 1,
+                    scale=self.shape.scale,
+                    enable_gqa=self.shape.q_heads != self.shape.kv_heads,
+                )
             outputs.append(attended[0].transpose(0, 1))
-        return torch.cat(outputs)
+        return outputs
 
     def mask(self, new: int, total: int, device: torch.device) -> Tensor:
         """bool[new, total]: which position each new token may read."""
@@ -68,3 +82,8 @@ class Sdpa(StandardKV):
         if self.shape.window is not None:
             allowed &= key > query - self.shape.window
         return allowed
+
+
+def among(kernels: list[SDPBackend], q: Tensor) -> AbstractContextManager[None]:
+    """Has SDPA choose among these kernels on CUDA; elsewhere there is nothing to choose."""
+    return sdpa_kernel(kernels) if q.is_cuda else nullcontext()

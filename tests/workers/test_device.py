@@ -11,6 +11,7 @@ from engine.slots.kind import TensorSpec
 from workers import vmm
 from workers.judge.accelerator import Sight
 from workers.judge.buffers import laid_out
+from workers.judge.inputs import FOLDED_AT_ONCE, WIDTH, digest, fold
 from workers.judge.readings import Reading, between
 from workers.statistics import contended
 
@@ -60,6 +61,30 @@ def test_tensors_are_laid_out_aligned_and_apart() -> None:
     offsets, size = laid_out(specs, 256)
     assert offsets == {"a": 0, "b": 256, "c": 768}
     assert size == 1024
+
+
+def test_a_fold_sees_every_byte_and_its_place() -> None:
+    rows = FOLDED_AT_ONCE + 3
+    tensor = torch.randint(0, 256, (rows * 8 * WIDTH + 5,), dtype=torch.uint8)
+    first = fold(tensor)
+    assert first.shape == (WIDTH + 5,)
+    assert torch.equal(first, fold(tensor.clone()))
+    for place in (0, 8 * WIDTH * FOLDED_AT_ONCE + 9, len(tensor) - 1):
+        changed = tensor.clone()
+        changed[place] ^= 0x80
+        assert not torch.equal(first, fold(changed))
+    exchanged = tensor.clone()
+    exchanged[: 8 * WIDTH], exchanged[8 * WIDTH : 16 * WIDTH] = tensor[8 * WIDTH : 16 * WIDTH], tensor[: 8 * WIDTH]
+    assert not torch.equal(first, fold(exchanged))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="folds on an accelerator")
+def test_a_large_tensor_on_the_accelerator_has_the_same_digest_each_time() -> None:
+    tensor = torch.randn(1 << 25, device="cuda")
+    changed = tensor.clone()
+    changed[12345] += 1
+    assert digest({"x": tensor}) == digest({"x": tensor.clone()}) != digest({"x": changed})
+    assert torch.equal(fold(tensor).cpu(), fold(tensor.cpu()))
 
 
 TAKER = """
