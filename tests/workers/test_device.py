@@ -11,6 +11,7 @@ from engine.slots.kind import TensorSpec
 from workers import vmm
 from workers.judge.accelerator import Sight
 from workers.judge.buffers import laid_out
+from workers.judge.hosts import Hosts
 from workers.judge.inputs import FOLDED_AT_ONCE, WIDTH, digest, fold
 from workers.judge.readings import Reading, between
 from workers.statistics import contended
@@ -54,6 +55,18 @@ def test_a_host_that_is_started_meanwhile_is_not_taken_for_another_program() -> 
     start, end = reading(0.0), reading(1.0, busy=3.0)
     assert between(start, end).other_cpu_seconds == pytest.approx(3.0)
     assert between(start, end, ahead_seconds=3.0).other_cpu_seconds == 0.0
+
+
+def test_the_judge_keeps_off_the_processors_of_its_hosts_until_it_closes_them() -> None:
+    whole = os.sched_getaffinity(0)
+    hosts = Hosts("full", threads=1, device="cuda")
+    try:
+        hosts.step_aside()
+        meanwhile = os.sched_getaffinity(0)
+    finally:
+        hosts.close()
+    assert meanwhile == (whole - {max(whole)} if len(whole) > 1 else whole)
+    assert os.sched_getaffinity(0) == whole
 
 
 def test_tensors_are_laid_out_aligned_and_apart() -> None:

@@ -4,6 +4,8 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -58,6 +60,8 @@ class Hosts:
     _alive: list[HostClient] = field(default_factory=list, init=False, repr=False)
     _waited: float = field(default=0.0, init=False, repr=False)
     _ahead: list[tuple[Side, HostProcess, socket.socket]] = field(default_factory=list, init=False, repr=False)
+    _processors: list[int] = field(default_factory=list, init=False, repr=False)
+    """All that this process had before it stepped aside; empty where it has not."""
 
     def open(self, side: Side) -> HostClient:
         """A fresh host that has imported the side's slot file; those before it are ended first.
@@ -66,7 +70,10 @@ class Hosts:
         """
         self.end()
         began = time.monotonic()
-        process, ours = self._taken(side) or self._started(side, self._cpus())
+        taken = self._taken(side)
+        process, ours = taken or self._started(side, self._cpus())
+        if taken is not None and self.device == "cuda" and (cpus := self._cpus()) is not None:
+            process.bind(cpus)
         self._drop_ahead()
         client = self._served(process, ours)
         self._load(client, process, side)
@@ -122,10 +129,11 @@ class Hosts:
         """Starts the process of the host that `side` is opened with next, while the judge or another host is at work.
 
         It imports torch and waits. It has neither the slot file nor the accelerator until `open` sends it on its way, which is
-        after the host before it has ended.
+        after the host before it has ended. Beside an accelerator it waits on other processors than the host that is being timed.
         """
         if not self._ahead:
-            self._ahead.append((side, *self._started(side, self._cpus())))
+            cpus = self._spare_cpus() if self.device == "cuda" else self._cpus()
+            self._ahead.append((side, *self._started(side, cpus)))
 
     def start_pair_ahead(self, first: Side, second: Side) -> None:
         """Starts the processes of the hosts that `open_pair` is called for next, unless they are started already."""
@@ -185,9 +193,22 @@ class Hosts:
         return any(client.starved() for client in self._alive)
 
     def close(self) -> None:
-        """Ends the hosts that are alive and those that wait for their turn."""
+        """Ends the hosts that are alive and those that wait for their turn, and takes back the processors left to them."""
         self.end()
         self._drop_ahead()
+        if self._processors:
+            _bind_this_process(self._processors)
+            self._processors = []
+
+    def step_aside(self) -> None:
+        """Keeps this process off the processors that hosts are bound to, until `close`.
+
+        A host on the accelerator launches, and the judge draws, waits without sleeping and compares: on one processor, or on two
+        that are one core, either takes half as long again.
+        """
+        if not self._processors and (spare := self._spare_cpus()) is not None:
+            self._processors = sorted(os.sched_getaffinity(0))
+            _bind_this_process(spare)
 
     def _confinement(self, side: Side, fd: int, cpus: frozenset[int] | None, slot: int) -> Confinement:
         view = interpreter_view()
@@ -242,7 +263,19 @@ class Hosts:
 
     def _cpus(self) -> frozenset[int] | None:
         """The processors a host is bound to: the last ones, so that the judge and the rest of the machine keep the first."""
-        mine = sorted(os.sched_getaffinity(0))
+        mine = self._processors or sorted(os.sched_getaffinity(0))
         if len(mine) <= self.threads:
             return None
         return frozenset(mine[-self.threads :])
+
+    def _spare_cpus(self) -> frozenset[int] | None:
+        """The processors that no host is bound to; None where there are none to spare."""
+        bound = self._cpus()
+        return None if bound is None else frozenset(self._processors or os.sched_getaffinity(0)) - bound
+
+
+def _bind_this_process(cpus: Iterable[int]) -> None:
+    """Lets every thread of this process run on these processors only; those that begin later inherit it."""
+    for task in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task), cpus)

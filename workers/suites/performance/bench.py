@@ -28,8 +28,8 @@ SideName = Literal["base", "head"]
 # Of one process's calls of one case, at the least; on the CPU in two turns.
 SAMPLE_SECONDS = 0.06
 TURNS = {"cpu": 2, "cuda": 1}
-WARM_UP_CALLS = {"cpu": 1, "cuda": 2}
-MIN_CALLS = {"cpu": 3, "cuda": 5}
+WARM_UP_CALLS = {"cpu": 1, "cuda": 4}
+MIN_CALLS = {"cpu": 3, "cuda": 9}
 MAX_CALLS_PER_SAMPLE = 400
 # What an honest host spends between calls: it maps and unmaps inputs, and its interpreter collects garbage.
 IDLE_CPU_SHARE = 0.10
@@ -107,6 +107,8 @@ class Course:
     def set_up(self) -> None:
         """Prepares both sides and learns from the base how many calls make a turn. Raises what the subject's faults raise."""
         hosts = self.trial.hosts
+        if self.on_device:
+            hosts.step_aside()
         hosts.start_ahead(self.sides["head"] if self._settles else self.sides["base"])
         for name in ("head", "base"):
             # The base's host, which has nothing more to prove, is also the one that the calls are tried on.
