@@ -20,10 +20,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from engine.slots.attention import AttentionShape, StandardKV, StepMeta
 from engine.slots.registry import register
 
-# cuDNN's attention, which PyTorch prefers on Hopper, builds a plan for every length that it has not seen; a sequence that is decoded has a
-# new length with each token. It is left to steps that need a mask, which the flash kernel does not take.
+# cuDNN's attention, which PyTorch prefers on Hopper, builds a plan for every length that it has not seen, for the 43 ms of about a thousand
+# calls of a decoding sequence on an H100 (docs/h100/lengths.json); such a sequence has a new length with each token. Over long prompts it is
+# about twice as fast as the flash kernel (8k tokens: 1.2 against 2.6 ms a layer), which should pay for a plan over the layers of a model. And the flash
+# kernel takes no mask.
 PLANLESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-MASKED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+PLANNED = [SDPBackend.CUDNN_ATTENTION, *PLANLESS]
+LONG = 16384
+"""New tokens of one sequence from which on a plan pays."""
 
 
 @register("attention", "sdpa")
@@ -61,7 +65,7 @@ class Sdpa(StandardKV):
             mask = None if new == 1 or new == total else self.mask(new, total, q.device)
             if self.shape.window is not None and total > self.shape.window:
                 mask = self.mask(new, total, q.device)
-            with nullcontext() if mask is None else among(MASKED, q):
+            with nullcontext() if mask is None and new < LONG else among(PLANNED, q):
                 attended = scaled_dot_product_attention(
                     queries.transpose(0, 1)[None],
                     keys[None].to(q.dtype),
