@@ -139,7 +139,6 @@ class Attempt:
             if refusals:
                 results.append(SuiteResult(["failed"], [Reason("unsupported", " ".join(refusals), "unit")]))
             if not refusals and "unit" in self.job.suites:
-                hosts.start_ahead(judged.head)
                 results.append(self._stage("unit", trial, share, lambda: self._unit(trial)))
             if self._goes_on(results) and "integration" in self.job.suites:
                 bench = IntegrationBench(trial)
@@ -186,6 +185,7 @@ class Attempt:
         )
 
     def _unit(self, trial: Trial) -> SuiteResult:
+        trial.hosts.start_ahead(trial.subject.head)
         bench = UnitBench(trial)
         try:
             # A file that cannot even be imported is told once, and not by every test.

@@ -82,6 +82,8 @@ def profile(
         if isinstance(held, CallFailed):
             raise held
         held = _settled(trial, case, held)
+        # One that was started ahead would not be profiled.
+        hosts.close()
         hosts.profiled_calls = calls
         host = trial.open(judged.head)
         host.hold(held)

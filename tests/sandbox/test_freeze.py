@@ -1,6 +1,7 @@
 """Holding a host where it is while another one has the clock: nothing of it runs, whatever it has prepared for that."""
 
 import os
+import socket
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from tests.sandbox.conftest import Hosts
 from workers.sandbox import HostProcess, processes
 
 PATIENCE = 60
+Pair = tuple[socket.socket, socket.socket]
 BUSY = """
 import os, threading
 def work():
@@ -18,18 +20,21 @@ if os.fork() == 0: work()
 print("busy", flush=True)
 work()
 """
-# The kernel sends SIGCONT when a timer of the host's own ends, which undoes SIGSTOP.
-WAKES_ITSELF = """
-import ctypes, signal
-libc = ctypes.CDLL(None, use_errno=True)
-class Event(ctypes.Structure):
-    _fields_ = [("value", ctypes.c_void_p), ("number", ctypes.c_int), ("notify", ctypes.c_int), ("rest", ctypes.c_char * 48)]
-event, timer = Event(number=signal.SIGCONT), ctypes.c_void_p()
-assert libc.timer_create(1, ctypes.byref(event), ctypes.byref(timer)) == 0
-every = (ctypes.c_long * 4)(0, 20_000_000, 0, 20_000_000)
-assert libc.timer_settime(timer, 0, ctypes.byref(every), None) == 0
+# The kernel sends the signal that a descriptor's owner chose when something arrives there: SIGCONT undoes SIGSTOP.
+WAKES_AT_A_MESSAGE = """
+import fcntl, os, signal
+fcntl.fcntl(3, fcntl.F_SETOWN, os.getpid())
+fcntl.fcntl(3, 10, signal.SIGCONT)
+fcntl.fcntl(3, fcntl.F_SETFL, os.O_ASYNC)
 print("busy", flush=True)
 while True: pass
+"""
+TIMER = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+timer = ctypes.c_void_p()
+assert libc.timer_create(1, None, ctypes.byref(timer)) == -1 and ctypes.get_errno() == errno.EPERM
+assert libc.timerfd_create(1, 0) == -1 and ctypes.get_errno() == errno.EPERM
 """
 
 
@@ -81,26 +86,37 @@ def test_a_frozen_host_can_be_ended(hosts: Hosts, level: str) -> None:
     host.thaw()
 
 
-def test_a_host_that_wakes_itself_stays_frozen_in_a_group(hosts: Hosts, strongest: str) -> None:
-    host = hosts.run(WAKES_ITSELF, level=strongest)
-    _until_busy(host)
+def test_a_host_that_a_message_wakes_stays_frozen_in_a_group(hosts: Hosts, strongest: str, pair: Pair) -> None:
+    ours, theirs = pair
+    host = hosts.run(WAKES_AT_A_MESSAGE, level=strongest, end=theirs)
     if not host.grouped:
         pytest.fail("this machine's strongest level has no control group to freeze a host with")
+    _until_busy(host)
     host.freeze()
     held = host.cpu_seconds()
+    ours.send(b"wake up")
     time.sleep(0.3)
     assert host.cpu_seconds() - held < 0.001
 
 
-def test_a_host_that_wakes_itself_without_a_group_is_seen_by_its_time(hosts: Hosts, weakest: str) -> None:
-    host = hosts.run(WAKES_ITSELF, level=weakest)
+def test_a_host_that_a_message_wakes_without_a_group_is_seen_by_its_time(
+    hosts: Hosts, weakest: str, pair: Pair
+) -> None:
+    ours, theirs = pair
+    host = hosts.run(WAKES_AT_A_MESSAGE, level=weakest, end=theirs)
     if host.grouped:
         pytest.fail("the weakest level is thought to have no control group")
     _until_busy(host)
     host.freeze()
     held = host.cpu_seconds()
+    ours.send(b"wake up")
     time.sleep(0.5)
     assert host.cpu_seconds() - held > 0.001
+
+
+def test_a_host_cannot_leave_timers_that_end_in_the_other_sides_turn(hosts: Hosts, level: str) -> None:
+    host = hosts.run(TIMER, level=level)
+    assert host.wait(PATIENCE) == 0, host.stderr_tail()
 
 
 def test_a_host_is_bound_to_processors(hosts: Hosts, level: str) -> None:

@@ -2,13 +2,16 @@
 
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
 
-from workers.judge.client import HostClient, Tampered
-from workers.suites.performance.bench import PairBench
+from engine.slots.kind import Finding
+from workers.judge.client import Answer, HostClient, Tampered
+from workers.judge.trial import Wrong
+from workers.sandbox import SandboxError
+from workers.suites.performance.bench import Drawn, PairBench
 
 
 @dataclass
@@ -72,10 +75,152 @@ def test_a_host_that_cannot_be_held_is_tampered_with(client_of: Callable[[Host],
         client_of(Host(refuses=True)).freeze()
 
 
+def test_little_by_little_is_too_much_in_the_end(client_of: Callable[[Host], HostClient]) -> None:
+    host = Host()
+    client = client_of(host)
+    for _ in range(3):
+        client.freeze()
+        host.used += 0.0009
+        client.thaw()
+    client.freeze()
+    host.used += 0.0009
+    with pytest.raises(Tampered):
+        client.thaw()
+
+
+# -- the order of a pair's calls --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Table:
+    """Where two hosts sit: who is awake, and every call that was made, by side and number of its inputs."""
+
+    awake: set[str] = field(default_factory=set)
+    made: list[tuple[str, int]] = field(default_factory=list)
+
+
+@dataclass
+class Player:
+    """A client as the bench uses it. Its calls take no time, but must not be made while the other one is awake."""
+
+    side: str
+    table: Table
+    spends_between_calls: float = 0.0
+    calls_seconds: float = 0.0
+    call_timeout: float = 0.0
+    used: float = 0.0
+
+    @property
+    def process(self) -> "Player":
+        return self
+
+    def cpu_seconds(self) -> float:
+        return self.used
+
+    def run_delay_seconds(self) -> float:
+        return 0.0
+
+    def freeze(self) -> None:
+        self.table.awake.discard(self.side)
+
+    def thaw(self) -> None:
+        self.table.awake.add(self.side)
+
+    def hold(self, held: object, key: str) -> None:
+        assert self.table.awake == {self.side}
+
+    def ready(self, call: int) -> int:
+        return call
+
+    def timed(self, call: int) -> Answer:
+        assert self.table.awake == {self.side}
+        self.table.made.append((self.side, call))
+        self.calls_seconds += 0.001
+        self.used += 0.001 + self.spends_between_calls
+        return Answer(0.001, {})
+
+
+class Rounds:
+    """pytest-benchmark's fixture, of which only `pedantic` is used."""
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, object] = {}
+
+    def pedantic(self, target: Callable[..., None], args: tuple[str], setup: Callable[[], None], **how: int) -> None:
+        for _ in range(how["rounds"]):
+            setup()
+            target(*args)
+
+
+CALLS = 4
+
+
+def play(order: str, *, head_spends: float = 0.0, wrong: str = "") -> tuple[PairBench, Table]:
+    """A pair of one case, played to its end with players in place of hosts."""
+    table = Table()
+    players = {side: Player(side, table, head_spends if side == "head" else 0.0) for side in ("base", "head")}
+
+    def check(name: str, side: str, item: Drawn, answer: Answer) -> None:
+        if side == wrong:
+            raise Wrong(Finding("It is wrong."), name)
+
+    drawn = [Drawn(number, {}) for number in range(2 * (1 + CALLS))]  # type: ignore[arg-type]
+    course = SimpleNamespace(
+        published=[SimpleNamespace(name="a")],
+        cases={"a": None},
+        calls={"a": CALLS},
+        warm_up_calls=1,
+        on_device=False,
+        held={"base": {"a": {}}, "head": {"a": {}}},
+        sides={"base": "base", "head": "head"},
+        begin_pair=lambda pair, first: None,
+        calls_of=lambda pair, first: {side: {"a": list(drawn)} for side in players},
+        check=check,
+        trial=SimpleNamespace(
+            remaining=lambda: 30.0,
+            hosts=SimpleNamespace(
+                threads=1, call_timeout=0.0, end=lambda: None, open_pair=lambda one, two: (players[one], players[two])
+            ),
+        ),
+    )
+    bench = PairBench(course, 0, order, last=True)  # type: ignore[arg-type]
+    for turn in bench.parameters()["turn"]:
+        bench.measure(Rounds(), turn, course.published[0])
+    return bench, table
+
+
 @pytest.mark.parametrize(("order", "names"), [("AB", ["base", "head"]), ("BA", ["head", "base"])])
-def test_the_coin_says_whose_calls_are_timed_first(order: str, names: list[str]) -> None:
-    course = SimpleNamespace(published=["a", "b"])
-    bench = PairBench(course, 3, order)  # type: ignore[arg-type]
-    turns = bench.parameters()["turn"]
-    assert [turn.side for turn in turns] == names
-    assert [turn.name for turn in turns] == [f"pair03-{name}" for name in names]
+def test_each_side_goes_first_in_one_turn_and_both_get_the_same_calls(order: str, names: list[str]) -> None:
+    bench, table = play(order)
+    first, second = names
+    assert [turn.side for turn in bench.parameters()["turn"]] == names
+    turn = len(table.made) // 2
+    assert table.made[0][0] == second, "in the first turn the second side's calls come before the first side's"
+    assert table.made[turn][0] == first
+    for made in (table.made[:turn], table.made[turn:]):
+        one, other = ([call for side, call in made if side == name] for name in names)
+        assert one == other
+    assert len(bench.timings["base"]["a"].samples) == len(bench.timings["head"]["a"].samples) == 2 * CALLS
+
+
+def test_a_call_that_was_made_before_comes_first_after_each_switch() -> None:
+    _, table = play("AB")
+    switches = [n for n in range(2, len(table.made)) if table.made[n][0] != table.made[n - 1][0]]
+    seen: set[tuple[str, int]] = set()
+    fresh = [n for n, call in enumerate(table.made) if call not in seen and not seen.add(call)]  # type: ignore[func-returns-value]
+    turn = len(table.made) // 2
+    for n in switches:
+        if n not in (turn, turn + 1):  # a turn begins with its warm-up, whose inputs are new
+            assert n not in fresh, f"call {n} of {table.made} is new right after a switch"
+
+
+def test_who_works_between_calls_is_found_out() -> None:
+    with pytest.raises(Tampered, match="between calls"):
+        play("AB", head_spends=0.02)
+
+
+def test_what_base_does_wrong_is_not_heads_fault() -> None:
+    with pytest.raises(SandboxError, match="base's own module"):
+        play("AB", wrong="base")
+    with pytest.raises(Wrong):
+        play("BA", wrong="head")

@@ -107,6 +107,8 @@ def _stay_awake(sock: socket.socket) -> None:
 
 def serve(sock: socket.socket, load: Callable[[Load], Driver] = load) -> None:
     """Answers the judge's messages one by one; `load` makes the driver of a slot file."""
+    gc.freeze()
+    gc.enable()
     mappings = Mappings()
     held: dict[str, torch.Tensor] = {}
     driver: Driver | None = None
@@ -184,8 +186,6 @@ def serve(sock: socket.socket, load: Callable[[Load], Driver] = load) -> None:
 
 def main() -> None:
     """Takes over the inherited socket and serves."""
-    gc.freeze()
-    gc.enable()
     sock = socket.socket(fileno=int(sys.argv[1]))
     # Contributor code that exits (sys.exit is an Exception of its own kind) ends the host; the judge reports it.
     serve(sock)

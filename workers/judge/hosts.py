@@ -95,11 +95,15 @@ class Hosts:
                 raise SandboxError("A module host ended before it was given anything to do.")
             process, ours = taken
             opened.append((self._served(process, ours), process, side))
-        for client, process, side in opened:
-            self._load(client, process, side)
-            client.freeze()
+        for client, process, _ in opened:
+            client.settle_down()
             if (cpus := self._cpus()) is not None:
                 process.bind(cpus)
+            client.freeze()
+        for client, process, side in opened:
+            client.thaw()
+            self._load(client, process, side)
+            client.freeze()
             self.ready_seconds.append(time.monotonic() - began)
         return opened[0][0], opened[1][0]
 

@@ -91,6 +91,7 @@ class _Stage:
     rule: Rule = field(default_factory=Rule)
     records: list[PairRecord] = field(default_factory=list)
     benchmarks: list[dict[str, Any]] = field(default_factory=list)
+    most_pairs: int = 1 << 30
     repeats: int = 0
     slowest: float = 0.0
     result: SuiteResult = field(default_factory=SuiteResult)
@@ -104,7 +105,7 @@ class _Stage:
             began = time.monotonic()
             if self.trial.remaining() < 1.3 * self.slowest:
                 raise BudgetEnded
-            bench = PairBench(self.course, index, order)
+            bench = PairBench(self.course, index, order, last=index + 1 >= self.most_pairs)
             self._run(bench)
             self.slowest = max(self.slowest, time.monotonic() - began)
             limits = Thresholds() if self.course.on_device else TAKING_TURNS
@@ -172,6 +173,7 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
         where = trial.environment
         known = calibration.slot_of(where.machine_class, trial.subject.kind.name)
         stage.rule = rule_for(policy, where.device, known)
+        stage.most_pairs = stage.rule.looks[-1] + stage.rule.confirm_pairs
         return _report(stage, _decide(stage, stage.rule))
     except _Stopped:
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
@@ -188,8 +190,8 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
         stage.result.reasons.append(reason_of(error, "performance"))
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
     finally:
-        course.close()
         trial.hosts.close()
+        course.close()
 
 
 def measure_pairs(trial: Trial, policy: Policy, count: int) -> Iterator[PairRecord]:
@@ -198,7 +200,7 @@ def measure_pairs(trial: Trial, policy: Policy, count: int) -> Iterator[PairReco
     Raises what the stage's faults raise, and MeasuringFailed where a pair failed.
     """
     course = Course(trial, {"base": trial.subject.base, "head": trial.subject.head})
-    stage = _Stage(trial, course, policy)
+    stage = _Stage(trial, course, policy, most_pairs=count)
     try:
         course.set_up()
         for number in range(count):
@@ -206,8 +208,8 @@ def measure_pairs(trial: Trial, policy: Policy, count: int) -> Iterator[PairReco
     except _Stopped:
         raise MeasuringFailed("; ".join(reason.sentence for reason in stage.result.reasons)) from None
     finally:
-        course.close()
         trial.hosts.close()
+        course.close()
 
 
 def _decide(stage: _Stage, rule: Rule) -> Decision:

@@ -97,21 +97,37 @@ class HostProcess:
     def freeze(self) -> None:
         """Hold the host and all that it started where they are: none of it runs until `thaw`. Harmless on one that has ended.
 
-        Without a control group SIGSTOP does it, which a timer of the host's own may undo: whoever must know compares its CPU
-        time before and after. Raises TimeoutError where it can not be held.
+        Without a control group SIGSTOP does it, which a signal may undo: whoever must know compares its CPU time before and
+        after. Raises TimeoutError where it makes processes faster than they are stopped, SandboxError where the kernel does not hold it.
         """
-        if self._pidfd >= 0 and (self._group is None or not self._group.hold(True)):
-            processes.stop(self.pid, _STOP_SECONDS)
+        if self._gone():
+            return
+        try:
+            if self._group is not None and self._group.hold(True):
+                return
+        except TimeoutError as error:
+            raise SandboxError(f"host {self.pid}: {error}") from None
+        processes.stop(self.pid, _STOP_SECONDS)
 
     def thaw(self) -> None:
-        """Let a frozen host go on."""
-        if self._pidfd >= 0 and (self._group is None or not self._group.hold(False)):
-            processes.go_on(self.pid)
+        """Let a frozen host go on. Raises SandboxError where the kernel does not."""
+        if self._gone():
+            return
+        try:
+            if self._group is not None and self._group.hold(False):
+                return
+        except TimeoutError as error:
+            raise SandboxError(f"host {self.pid}: {error}") from None
+        processes.go_on(self.pid)
 
     def bind(self, cpus: Iterable[int]) -> None:
         """Let the host and all that it started run on these processors only."""
-        if self._pidfd >= 0 and (self._group is None or not self._group.bind(cpus)):
+        if not self._gone() and (self._group is None or not self._group.bind(cpus)):
             processes.bind(self.pid, cpus)
+
+    def _gone(self) -> bool:
+        """Whether the host's first process has ended, so that its number may be somebody else's by now."""
+        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
 
     def memory_peak(self) -> int | None:
         """The most memory that host and children used at once; None where nothing keeps it."""

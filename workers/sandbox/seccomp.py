@@ -128,6 +128,9 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "swapoff": (168, 225),
     "swapon": (167, 224),
     "sysfs": (139, None),
+    # Its timers end in interrupts on whatever runs then, and may wake a process that is stopped.
+    "timer_create": (222, 107),
+    "timerfd_create": (283, 85),
     "syslog": (103, 116),
     "umount2": (166, 39),
     "unshare": (272, 97),

@@ -125,6 +125,9 @@ def run_suite(
         "no:cacheprovider",
         "-p",
         "no:faulthandler",
+        # Collects all garbage of the judge several times at the end of each run: half a second for each pair.
+        "-p",
+        "no:unraisableexception",
         "-q",
         "--tb=short",
         *(arguments or []),

@@ -1,10 +1,10 @@
 """What the integration suite judges with: the judge's own engine, once with its reference and once with the slot's calls in a host."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from engine.corpus import evaluation_tokens, needle_tokens
 from engine.generate import Engine
 from engine.loader import load_model
 from engine.slots.kind import Call, Finding, HeldSet, Preparation
-from workers.judge.trial import SteadyHost, Trial, Wrong
+from workers.judge.trial import StageTimedOut, SteadyHost, Trial, Wrong
+
+T = TypeVar("T")
 
 CHECKPOINT = Path(engine.__file__).resolve().parent / "checkpoints" / "reference"
 # One long pass in chunks, and short texts token by token: prefill, mixed steps and decoding.
@@ -132,6 +134,13 @@ class IntegrationBench:
             model, slots, trusted=True, graphs=False, max_len=4096, kv_tokens=8192, step_tokens=2048, max_batch=16
         )
 
+    def _awaited(self, future: "Future[T]") -> T:
+        """What is done beside the host, within what is left of the stage."""
+        try:
+            return future.result(timeout=self.trial.remaining())
+        except TimeoutError:
+            raise StageTimedOut("The stage's time is up.") from None
+
     def _logits(self, engine_: Engine) -> list[Tensor]:
         return engine_.logits(self.texts[:TEXTS], chunk=CHUNK) + engine_.logits(self.texts[TEXTS:], chunk=1)
 
@@ -148,8 +157,7 @@ class IntegrationBench:
         )
         theirs = self._logits(self.subject)
         self.trial.model_figures = self.kind.figures_of_model(self.proxy)
-        ours, self.noise = by_reference.result(), noise.result()
-        self.trial.remaining()
+        ours, self.noise = self._awaited(by_reference), self._awaited(noise)
         try:
             found = quality.compare(ours, theirs, texts, self._scored)
         except ValueError as error:
@@ -198,8 +206,7 @@ class IntegrationBench:
 
         by_reference = self._beside.submit(quality.needle_recall, self.reference, needles)
         theirs = quality.needle_recall(self.subject, needles, said)
-        ours = by_reference.result()
-        self.trial.remaining()
+        ours = self._awaited(by_reference)
         cell, ratio = quality.worst_cell(ours, theirs)
         self.quality["needle"] = min(self.quality.get("needle", 1.0), ratio)
         self._needle_ratio = self.quality["needle"]

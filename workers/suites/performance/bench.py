@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,14 +23,18 @@ from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
 from workers.judge.readings import Reading, between, read
 from workers.judge.trial import Impossible, SteadyHost, Trial, Wrong, prepared, recipe_of
+from workers.sandbox import SandboxError
 from workers.statistics import Observation, impossible
 
 SideName = Literal["base", "head"]
-# Of one process's calls of one case, at the least; on the CPU in two turns.
+# Of one process's calls of one case, about; on the CPU in two turns.
 SAMPLE_SECONDS = 0.06
+# Timed calls on the CPU before it is the other side's turn. The call before them goes untimed: it finds the caches as the other
+# side left them, who would otherwise do well to leave them cold.
+STRETCH = 2
 TURNS = {"cpu": 2, "cuda": 1}
 WARM_UP_CALLS = {"cpu": 1, "cuda": 4}
-MIN_CALLS = {"cpu": 3, "cuda": 9}
+MIN_CALLS = {"cpu": 4, "cuda": 9}
 MAX_CALLS_PER_SAMPLE = 400
 # What an honest host spends between calls: it maps and unmaps inputs, and its interpreter collects garbage.
 IDLE_CPU_SHARE = 0.10
@@ -45,7 +50,7 @@ HEAT_AGAIN_SECONDS = 0.04
 
 @dataclass(frozen=True)
 class Turn:
-    """One process of a pair, whose calls pytest-benchmark times."""
+    """One process of a pair, whose calls pytest-benchmark times; on the CPU the other one's are its rounds' setup."""
 
     side: SideName
     name: str
@@ -91,8 +96,8 @@ class Course:
         self.cases = {case.name: self.kind.vary(case, self.source.child(case.name, "vary")) for case in self.published}
         self.held: dict[SideName, dict[str, HeldSet]] = {}
         self.calls: dict[str, int] = {}
-        self.prepares = False
         """Timed calls in one turn, by case."""
+        self.prepares = False
         self.on_device = trial.environment.device == "cuda"
         self.turns = TURNS[trial.environment.device]
         self.warm_up_calls = WARM_UP_CALLS[trial.environment.device]
@@ -102,6 +107,7 @@ class Course:
         """Seconds that refilling a call's inputs takes and that are taken off, by case."""
         self.furnace = Furnace() if self.on_device else None
         self._drawing: dict[tuple[int, SideName], Future[dict[str, list[Drawn]]]] = {}
+        self._closing = False
         self._drawer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw")
 
     def set_up(self) -> None:
@@ -130,7 +136,7 @@ class Course:
 
     def _try(self, host: SteadyHost) -> None:
         client = host.client()
-        if self.trial.hosts.roomy:
+        if self.on_device and self.trial.hosts.roomy:
             self.trial.hosts.start_ahead(self.sides[first_side(self.trial, 0)])
         least = MIN_CALLS[self.trial.environment.device]
         most = MAX_CALLS_PER_SAMPLE // self.turns
@@ -139,7 +145,8 @@ class Course:
             client.hold(held)
             warm = [client.timed(client.ready(self._draw(name, held, "calibrate", n))) for n in range(4)]
             seconds = min(answer.seconds for answer in warm[1:])
-            self.calls[name] = max(least, min(most, math.ceil(SAMPLE_SECONDS / self.turns / seconds)))
+            wanted = max(least, min(most, math.ceil(SAMPLE_SECONDS / self.turns / seconds)))
+            self.calls[name] = wanted if self.on_device else math.ceil(wanted / STRETCH) * STRETCH
             first = self._draw(name, held, "calibrate", 0)
             self.trial.note(f"performance/{name}/call", first.inputs)
             self._check_floor(case, held, first, seconds)
@@ -203,7 +210,8 @@ class Course:
         """Starts what a pair on the CPU begins with, in the background: its hosts' processes, and drawing its calls."""
         second: SideName = "head" if first == "base" else "base"
         self.trial.hosts.start_pair_ahead(self.sides[first], self.sides[second])
-        self._drawing = {key: found for key, found in self._drawing.items() if key[0] >= pair - 1}
+        # A pair that is repeated is drawn again, rather than keeping gigabytes of the one after it.
+        self._drawing = {key: found for key, found in self._drawing.items() if key[0] == pair}
         for side in (first, second) if self.prepares else (first,):
             if (pair, side) not in self._drawing:
                 self._drawing[pair, side] = self._drawer.submit(self._draw_all, pair, side)
@@ -221,6 +229,8 @@ class Course:
     def _draw_all(self, pair: int, side: SideName) -> dict[str, list[Drawn]]:
         drawn: dict[str, list[Drawn]] = {}
         for name, case in self.cases.items():
+            if self._closing:
+                break
             held = self.held[side][name]
             count = self.turns * (self.warm_up_calls + self.calls[name])
             calls = [self._draw(name, held, pair, n) for n in range(count)]
@@ -251,6 +261,7 @@ class Course:
 
     def close(self) -> None:
         """Ends the drawing thread."""
+        self._closing = True
         self._drawer.shutdown(wait=True, cancel_futures=True)
 
 
@@ -261,15 +272,18 @@ class PairBench:
     course: Course
     pair: int
     order: Literal["AB", "BA"]
+    last: bool = False
+    """Whether no other pair can follow."""
     timings: dict[SideName, dict[str, Timing]] = field(default_factory=lambda: {"base": {}, "head": {}})
     observations: list[Observation] = field(default_factory=list)
     _turn: Turn | None = None
     _awake: SideName | None = None
+    _at: SideName | None = None
+    """Whose calls are made or checked."""
     _clients: dict[SideName, HostClient] = field(default_factory=dict)
     _drawn: dict[SideName, dict[str, list[Drawn]]] = field(default_factory=dict)
     _left: int = 0
     _began: Reading | None = None
-    _spent: dict[SideName, float] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, Sequence[Any]]:
         """Two processes in the order of the coin, each with every case."""
@@ -291,36 +305,64 @@ class PairBench:
             self._measure(benchmark, turn.side, published.name)
 
     def _measure(self, benchmark: Any, side: SideName, name: str) -> None:
-        """Before each call of `side` the other process makes the same one, as the setup of pytest-benchmark's round.
+        """Before a stretch of `side` the other process makes the same calls, in the setup of pytest-benchmark's round.
 
         So in the two turns of a pair each process goes first as often as second, and both have the same number of calls.
+        Raises SandboxError for what base does wrong: it is no fault of head's.
         """
-        if not self._clients:
-            self._begin()
+        try:
+            if not self._clients:
+                self._begin()
+            self._take_turns(benchmark, side, name)
+        except (CallFailed, Wrong) as error:
+            if self._at == "base":
+                raise SandboxError(f"The base's own module failed while it was timed: {error}") from error
+            raise
+
+    def _take_turns(self, benchmark: Any, side: SideName, name: str) -> None:
         course = self.course
-        count = course.warm_up_calls + course.calls[name]
         other: SideName = "head" if side == "base" else "base"
-        ready: dict[SideName, list[tuple[Drawn, ReadyCall]]] = {}
+        count = course.warm_up_calls + course.calls[name]
+        drawn: dict[SideName, list[Drawn]] = {}
+        ready: dict[SideName, list[ReadyCall]] = {}
+        answers: dict[SideName, list[Answer]] = {"base": [], "head": []}
         for one in (other, side):
             self._give_turn(one).hold(course.held[one][name], name)
             # Whoever is the last to need a turn's calls takes them away: a pair's inputs and outputs are gigabytes.
-            drawn = [self._drawn[one][name].pop(0) for _ in range(count)]
-            ready[one] = [(item, self._clients[one].ready(item.call)) for item in drawn]
-        answers: dict[SideName, list[tuple[Drawn, Answer]]] = {"base": [], "head": []}
+            drawn[one] = [self._drawn[one][name].pop(0) for _ in range(count)]
+            ready[one] = [self._clients[one].ready(item.call) for item in drawn[one]]
+        before = {one: (self._clients[one].process.cpu_seconds(), self._clients[one].calls_seconds) for one in ready}
 
         def call(one: SideName) -> None:
-            item, waiting = ready[one][len(answers[one])]
-            answers[one].append((item, self._give_turn(one).timed(waiting)))
+            answers[one].append(self._give_turn(one).timed(ready[one][len(answers[one])]))
+
+        def find_the_caches(one: SideName) -> None:
+            """A call that was made before, once more; the first one of a turn comes from the warm-up."""
+            client = self._give_turn(one)
+            client.timed(client.ready(drawn[one][len(answers[one]) - 1].call))
+
+        def set_up() -> None:
+            if len(answers[other]) > len(answers[side]):
+                return
+            find_the_caches(other)
+            for _ in range(STRETCH):
+                call(other)
+            find_the_caches(side)
 
         for _ in range(course.warm_up_calls):
             call(other)
             call(side)
-        benchmark.pedantic(call, (side,), setup=lambda: call(other), rounds=course.calls[name], iterations=1)
-        for one, given in answers.items():
-            for item, answer in given:
+        benchmark.pedantic(call, (side,), setup=set_up, rounds=course.calls[name], iterations=1)
+        for one in (other, side):
+            client, (used, pending) = self._clients[one], before[one]
+            self._at = one
+            self._check_idle(client.process.cpu_seconds() - used, client.calls_seconds - pending)
+            for item, answer in zip(drawn[one], answers[one], strict=True):
                 course.check(name, one, item, answer)
-            samples = [answer.seconds for _, answer in given[course.warm_up_calls :]]
+            samples = [answer.seconds for answer in answers[one][course.warm_up_calls :]]
             self.timings[one].setdefault(name, Timing([])).samples.extend(samples)
+            if one == other:
+                benchmark.extra_info[f"{one}, seconds"] = samples
         self._left -= 1
         if not self._left:
             self._finish()
@@ -338,11 +380,11 @@ class PairBench:
                 client.hold(course.held[side][name], name)
             client.freeze()
         self._drawn = course.calls_of(self.pair, first)
-        self._spent = {side: client.process.cpu_seconds() for side, client in self._clients.items()}
         self._began = read(*(client.process for client in self._clients.values()))
 
     def _give_turn(self, side: SideName) -> HostClient:
         """Freezes the other process and lets this one go on."""
+        self._at = side
         if self._awake != side:
             if self._awake is not None:
                 self._clients[self._awake].freeze()
@@ -352,13 +394,14 @@ class PairBench:
         return self._clients[side]
 
     def _finish(self) -> None:
-        """Ends the watch, and asks what each process did while nobody asked it to."""
+        """Ends the watch and the hosts, and begins what the next pair begins with."""
         assert self._began is not None
         self.observations.append(between(self._began, read(*(client.process for client in self._clients.values()))))
-        for side, client in self._clients.items():
-            self._check_idle(client.process.cpu_seconds() - self._spent[side], client.calls_seconds)
         self.close()
-        self.course.begin_pair(self.pair + 1, first_side(self.course.trial, self.pair + 1))
+        if not self.last:
+            # Where a host cannot be started, whoever needs it says so.
+            with suppress(SandboxError):
+                self.course.begin_pair(self.pair + 1, first_side(self.course.trial, self.pair + 1))
 
     def _measure_on_device(self, benchmark: Any, turn: Turn, name: str) -> None:
         course, side = self.course, turn.side
