@@ -21,7 +21,7 @@ from engine.slots.attention import AttentionShape, StandardKV, StepMeta
 from engine.slots.caps import Caps, why_not
 from engine.slots.header import Header
 from engine.slots.kind import Environment
-from engine.slots.patterns import assign
+from engine.slots.patterns import ALIASES, assign
 
 # The `default` of each kind (engine.slots.kind), known here without importing what the judge knows of kinds.
 DEFAULTS = {"attention": "sdpa", "normalization": "plain", "activation": "plain"}
@@ -248,10 +248,17 @@ def allows_graphs(attention: Any) -> bool:
 
 
 def untrainable(slots: Mapping[str, Any]) -> list[str]:
-    """The named implementations among `slots` (and the defaults of the rest) whose headers do not say `trainable`."""
-    names = {kind: slots.get(kind) or DEFAULTS[kind] for kind in ("attention", "normalization", "activation")}
+    """The named implementations among `slots` (and the defaults of the rest) whose headers do not say `trainable`.
+
+    Quantization "none" keeps weights as they are, and needs not say so.
+    """
+    given = slots.get("quantization")
+    schemes = given.values() if isinstance(given, Mapping) else [given]
+    names = [(kind, slots.get(kind) or default) for kind, default in DEFAULTS.items()]
+    names += [("adapter", slots.get("adapter"))]
+    names += [("quantization", ALIASES.get(name, name)) for name in schemes if isinstance(name, str)]
     return [
         f"{kind} {name!r}"
-        for kind, name in names.items()
-        if isinstance(name, str) and not Caps.of(header_of(kind, name)).trainable
+        for kind, name in dict.fromkeys(each for each in names if isinstance(each[1], str))
+        if name != "none" and not Caps.of(header_of(kind, name)).trainable
     ]

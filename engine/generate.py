@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import bind
 from engine.kv_cache import PagePool
-from engine.loader import load_model
+from engine.loader import load_model, out_of_memory, usable_device
 from engine.models.transformer import DENSE, Forward, Model
 from engine.runner.inputs import step_inputs
 from engine.runner.runner import Runner, allocate, kv_specs
@@ -97,7 +97,7 @@ class _Live:
 class Engine:
     """A model with its slots, its KV cache and its scheduler.
 
-    model: a Model, or the folder of a checkpoint.
+    model: a Model, or the folder of a checkpoint, which is loaded in `dtype` (default: its own) onto `device` (default: CPU).
     slots: by kind, the name of an implementation or an object that fulfils the kind's contract; `quantization` also
         takes patterns (`engine.slots.patterns`). What is left out is the kind's default, or what the adapter binds.
     max_len: longest sequence in tokens (default: the model's context). kv_tokens: capacity of the cache over all
@@ -116,7 +116,7 @@ class Engine:
         *,
         tokenizer: Tokenizer | None = None,
         dtype: torch.dtype | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         max_len: int | None = None,
         kv_tokens: int | None = None,
         memory_share: float = 0.9,
@@ -132,10 +132,16 @@ class Engine:
         if unknown := set(slots) - set(SLOTS):
             raise EngineError(f"There is no slot {sorted(unknown)[0]!r}; the slots are {', '.join(SLOTS)}.")
         if isinstance(model, Model):
+            if dtype not in (None, model.dtype) or (device and usable_device(device).type != model.device.type):
+                raise EngineError(
+                    f"The model is {model.dtype} on {model.device}, not {dtype or model.dtype} on {device or model.device}; "
+                    "load it so, or leave dtype and device out."
+                )
             schemes = bind.schemes(slots.get("quantization"), model.config, model.dtype, model.device)
             model = model.quantized(schemes) if schemes else model
         else:
-            folder, model = model, load_model(model, dtype=dtype, device=device, quantization=slots.get("quantization"))
+            folder = model
+            model = load_model(folder, dtype=dtype, device=device or "cpu", quantization=slots.get("quantization"))
             if tokenizer is None and (Path(folder) / "tokenizer.json").is_file():
                 tokenizer = Tokenizer.load(folder)
         config = model.config
@@ -152,6 +158,8 @@ class Engine:
             bound = bind.BoundLinear(operators["linear"])
             model = model.quantized({linear.name: bound for linear in model.linears() if linear.scheme is DENSE})
         self.model, self.tokenizer, self.step_tokens = model, tokenizer, step_tokens
+        if max_len is not None and max_len < 2:
+            raise EngineError(f"max_len is {max_len}; it must be at least 2, a token of the prompt and one more.")
         self.max_len = min(max_len or config.context, config.context)
         attention = bind.attention_layers(slots.get("attention"), config, *where)
         self.forward = Forward(model, bind.parts(slots, operators, config, *where), attention, self.max_len)
@@ -184,8 +192,15 @@ class Engine:
         if kv_tokens is not None:
             return max(1, -(-kv_tokens // block_size))
         if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()  # what packing the weights has left behind
             free = torch.cuda.mem_get_info(self.model.device)[0] - ACTIVATION_BYTES
-            return max(1, int(free * memory_share) // page)
+            pages = int(free * memory_share) // page
+            if pages < 1:
+                raise EngineError(
+                    f"Beside the weights {self.model.device} has {(free + ACTIVATION_BYTES) / 2**30:.1f} GiB free, too little for "
+                    "activations and a KV cache. Quantize the model, free memory, or try a small kv_tokens."
+                )
+            return pages
         return max(1, min(-(-max(self.max_len, 8192) // block_size), CPU_CACHE_BYTES // page))
 
     # -- text -------------------------------------------------------------------------------------------------------
@@ -245,8 +260,12 @@ class Engine:
     def _begin(self, index: int, request: Request) -> _Live:
         began = time.perf_counter()
         tokens = self._tokens(request.prompt)
-        if request.max_tokens < 1:
-            raise RequestError(f"max_tokens is {request.max_tokens}; it must be at least 1.")
+        if not isinstance(request.max_tokens, int) or request.max_tokens < 1:
+            raise RequestError(f"max_tokens is {request.max_tokens!r}; it must be a whole number, at least 1.")
+        if not isinstance(request.sampling, Sampling):
+            raise RequestError(f"sampling is {request.sampling!r}; it must be a Sampling.")
+        if not isinstance(request.stop, tuple | list) or not all(isinstance(s, str) and s for s in request.stop):
+            raise RequestError(f"stop is {request.stop!r}; it must be strings, none of them empty.")
         if request.stop and self.tokenizer is None:
             raise RequestError("Stop strings need a tokenizer; load the model from a folder with tokenizer.json.")
         room = min(self.max_len, self.pool.capacity * self.pool.block_size)
@@ -264,7 +283,10 @@ class Engine:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise RequestError("The prompt is text, but there is no tokenizer; pass tokens, or load one.")
-            prompt = self.tokenizer.encode(prompt)
+            try:
+                prompt = self.tokenizer.encode(prompt)
+            except Exception as error:  # the library raises what it likes, for half a surrogate pair a TypeError
+                raise RequestError(f"The prompt cannot be made into tokens: {error}.") from None
         try:
             tokens = list(prompt)
         except TypeError:
@@ -279,6 +301,8 @@ class Engine:
 
     def _step(self) -> None:
         step = self.scheduler.schedule()
+        if not step:
+            raise EngineError("The cache is full of texts that are being scored; go on when their logits are done.")
         try:
             with torch.inference_mode():
                 decoding = self.ahead > 1 and all(s.new == 1 and s.samples for s in step)
@@ -406,13 +430,15 @@ class Engine:
         """Like `logits`, in one step, with a graph for autograd from the model's tensors that require gradients.
 
         The cache is one of its own, so that generation is not disturbed. Raises EngineError where a slot that was given
-        by name does not declare itself trainable.
+        by name does not declare itself trainable, RequestError for a text beyond the context.
         """
         if self.untrainable:
             raise EngineError(
                 f"No gradients flow through {', '.join(self.untrainable)}: the header lacks trainable = true."
             )
         runs = [Run(self._tokens(text), len(text), share=False) for text in texts]
+        if (longest := max((run.limit for run in runs), default=0)) > self.max_len:
+            raise RequestError(f"A text has {longest:,} tokens; the context is {self.max_len:,}.")
         size = self.pool.block_size
         pages = 1 + sum(-(-run.limit // size) for run in runs)
         pool = PagePool(pages, size)
@@ -443,12 +469,3 @@ def requests_of(
     )
     items = [prompts] if single else list(prompts)  # type: ignore[arg-type]
     return [i if isinstance(i, Request) else Request(i, max_tokens, sampling, stop, ignore_eos) for i in items]  # type: ignore[arg-type]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory could not be allocated; on the CPU torch raises a plain RuntimeError for it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    )

@@ -102,19 +102,24 @@ class Checkpoint:
                 self.where[name] = path.name
 
     def names(self) -> Iterable[str]:
-        scaled = self.fp8_block is not None
-        return [name for name in self.where if not (scaled and name.endswith(".weight_scale_inv"))]
+        # A scale belongs to its weight; one without is like any other tensor that the architecture does not have.
+        scales = {f"{name}_scale_inv" for name in self.where} if self.fp8_block else set()
+        return [name for name in self.where if name not in scales]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.files[self.where[name]].get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
         tensor = self._get(name)
+        scale_name = f"{name}_scale_inv"
         if tensor.dtype != torch.float8_e4m3fn:
             if not tensor.is_floating_point():
                 raise LoadError(f"The tensor {name!r} is {tensor.dtype}; weights must be floating point.")
+            if scale_name in self.where:
+                raise LoadError(
+                    f"The tensor {name!r} is {tensor.dtype}, but has a scale, {scale_name!r}, as FP8 would."
+                )
             return tensor
-        scale_name = f"{name}_scale_inv"
         if self.fp8_block is None or scale_name not in self.where:
             raise LoadError(
                 f"The tensor {name!r} is FP8, but there is no {scale_name!r} with quantization_config.weight_block_size to "
@@ -148,7 +153,7 @@ def load_model(
     architecture or option that the engine does not run.
     """
     if isinstance(path, ModelConfig):
-        if weights is None:
+        if not weights:
             raise LoadError("A configuration alone has no weights; pass weights={name: tensor}, or use random_model().")
         config, stored = path, next(iter(weights.values())).dtype
         source: Weights = InMemory(weights)
@@ -181,10 +186,32 @@ def build(
     quantization: Any = None,
     on_tensor: Callable[[str], None] = lambda name: None,
 ) -> Model:
-    """Checks names and shapes of all that `source` has, then builds the model matrix by matrix."""
+    """Checks names and shapes of all that `source` has, then builds the model matrix by matrix.
+
+    Raises LoadError where a tensor is wrong, or memory does not suffice.
+    """
     _check(config, source)
     chosen = schemes(quantization, config, dtype, device)
+    try:
+        return _built(config, source, dtype, device, chosen, on_tensor)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise LoadError(
+            f"The weights do not fit into the memory that {device} has free: {config.parameters():,} parameters, "
+            f"{config.parameters() * dtype.itemsize / 2**30:.1f} GiB in {dtype} before any quantization. Choose a quantization, "
+            "a narrower dtype or another device."
+        ) from None
 
+
+def _built(
+    config: ModelConfig,
+    source: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    chosen: Mapping[str, Any],
+    on_tensor: Callable[[str], None],
+) -> Model:
     def vector(name: str) -> Tensor:
         return source.read(name).to(device=device, dtype=dtype, copy=True)
 
@@ -270,6 +297,14 @@ def usable_device(device: str | torch.device) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise LoadError("The device is 'cuda', but torch sees no CUDA device here; use device='cpu'.")
     return found
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory could not be allocated; the CPU, kernels and libraries raise a plain RuntimeError for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 
 def _usable(dtype: torch.dtype) -> torch.dtype:

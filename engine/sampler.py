@@ -6,6 +6,7 @@ with, and a CUDA graph needs no generator.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ PARTS = 128
 
 
 class SamplingError(ValueError):
-    """A sampling parameter is out of its range; `str(error)` names it."""
+    """A sampling parameter is out of its range, or no number; `str(error)` names it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p"):
+            if not isinstance(getattr(self, name), Real):
+                raise SamplingError(f"{name} is {getattr(self, name)!r}; it must be a number.")
+        for name in ("top_k", "seed"):
+            if not isinstance(getattr(self, name), Integral) and (name, getattr(self, name)) != ("seed", None):
+                raise SamplingError(f"{name} is {getattr(self, name)!r}; it must be a whole number.")
         if not 0.0 <= self.temperature < float("inf"):
             raise SamplingError(f"temperature is {self.temperature}; it must be 0 (greedy) or above.")
         if self.top_k < 0:
@@ -69,10 +76,10 @@ class Draw(NamedTuple):
 
         return Draw(
             temperature=column([s.temperature for s in samplings]),
-            top_k=column([s.top_k or vocab for s in samplings], torch.int64).clamp(max=vocab),
+            top_k=column([min(s.top_k or vocab, vocab) for s in samplings], torch.int64),
             top_p=column([s.top_p for s in samplings]),
             min_p=column([s.min_p for s in samplings]),
-            seed=column([_signed(s.seed or 0) for s in samplings], torch.int64),
+            seed=column([_signed(int(s.seed or 0)) for s in samplings], torch.int64),
             filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in samplings),
         )
 
@@ -121,7 +128,8 @@ def gumbel(seed: Tensor, position: Tensor, vocab: int) -> Tensor:
     """
     token = torch.arange(vocab, device=seed.device)
     bits = _mix(_mix(seed * _signed(0x9E3779B97F4A7C15) + position) + token * _signed(0xD1B54A32D192ED03))
-    uniform = ((bits >> 40 & 0xFFFFFF).float() + 0.5) * 2.0**-24
+    # 23 bits and a half are what float32 holds exactly; with one bit more the largest would round to 1, whose noise is infinite.
+    uniform = ((bits >> 41 & 0x7FFFFF).float() + 0.5) * 2.0**-23
     return -(-uniform.log()).log()
 
 

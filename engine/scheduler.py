@@ -33,7 +33,7 @@ class Sequence:
     computed: int = 0
     evicted: int = 0
     shared: int = 0
-    """Tokens of the prompt that were found in the cache."""
+    """Tokens of the prompt that were found in the cache when it was first admitted."""
     published: int = 0
     preemptions: int = 0
     pages: list[int] = field(default_factory=list)
@@ -103,7 +103,9 @@ class Scheduler:
             sequence = self.waiting[0]
             if not sequence.pages and sequence.share:
                 sequence.pages = self.pool.share(sequence.tokens)
-                sequence.computed = sequence.shared = sequence.published = len(sequence.pages) * self.pool.block_size
+                sequence.computed = sequence.published = len(sequence.pages) * self.pool.block_size
+                if not sequence.preemptions:
+                    sequence.shared = sequence.computed
             new = min(len(sequence.tokens) - sequence.computed, budget, chunk)
             # One page is left to each running sequence, else admitting a prompt would soon preempt it again.
             if self._pages_missing(sequence, new) + len(self.running) > self.pool.free and self.running:

@@ -36,9 +36,18 @@ class Tokenizer:
             backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise LoadError(f"{path} cannot be read by the tokenizers library: {error}.") from None
+        # Some files keep what their training cut and filled up to; a prompt is taken whole, and nothing is put beside it.
+        backend.no_truncation()
+        backend.no_padding()
         settings: dict[str, Any] = {}
-        if (folder / "tokenizer_config.json").is_file():
-            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        path = folder / "tokenizer_config.json"
+        if path.is_file():
+            try:
+                settings = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise LoadError(f"{path} is not valid JSON: {error}.") from None
+            if not isinstance(settings, dict):
+                raise LoadError(f"{path} must hold a JSON object.")
         template = settings.get("chat_template")
         if isinstance(template, list):
             template = next((item["template"] for item in template if item.get("name") == "default"), None)

@@ -107,30 +107,29 @@ class ModelConfig:
                 f"The architecture {architecture or values.get('model_type')!r} is unknown; the engine runs {', '.join(FAMILIES)}."
             )
 
-        def need(key: str) -> Any:
-            if values.get(key) is None:
+        def need(key: str) -> int:
+            value = values.get(key)
+            if value is None:
                 raise ConfigError(f"config.json lacks {key!r}.")
-            return values[key]
+            if not isinstance(value, int):
+                raise ConfigError(f"config.json has {key!r}: {value!r}; it must be a whole number.")
+            return value
 
         if values.get("hidden_act", "silu") not in ("silu", "swish"):
             raise ConfigError(f"hidden_act is {values['hidden_act']!r}; only 'silu' (SwiGLU) is supported.")
-        hidden, q_heads, layers = (
-            int(need("hidden_size")),
-            int(need("num_attention_heads")),
-            int(need("num_hidden_layers")),
-        )
-        context = int(need("max_position_embeddings"))
+        hidden, q_heads, layers = need("hidden_size"), need("num_attention_heads"), need("num_hidden_layers")
+        context = need("max_position_embeddings")
         head_dim = values.get("head_dim") or (128 if family == "qwen3" else hidden // q_heads)
         bias = bool(values.get("attention_bias", False))
         eos = values.get("eos_token_id")
         return ModelConfig(
-            vocab=int(need("vocab_size")),
+            vocab=need("vocab_size"),
             hidden=hidden,
             layers=layers,
             q_heads=q_heads,
             kv_heads=int(values.get("num_key_value_heads") or q_heads),
             head_dim=int(head_dim),
-            intermediate=int(need("intermediate_size")),
+            intermediate=need("intermediate_size"),
             context=context,
             norm_eps=float(values.get("rms_norm_eps", 1e-6)),
             rope=Rope.from_hf(values, context),

@@ -59,7 +59,7 @@ class Fp8Dynamic:
                 rounded, q.t(), scale_a=factor, scale_b=scale.float()[None, :], out_dtype=x.dtype, use_fast_accum=True
             )
         if x.is_cuda:
-            return functional.linear((rounded.float() * factor).to(x.dtype), q.to(x.dtype)) * scale.to(x.dtype)
+            return fragments.multiply_unpacked((rounded.float() * factor).to(x.dtype), q, scale)
         product = functional.linear(widened(rounded), widened(q)).float()
         return (product * factor * scale.float()).to(x.dtype)
 

@@ -49,7 +49,9 @@ class Int4WeightOnly:
             raise ValueError(f"int4wo needs an input size that is a multiple of {GROUP}; this weight has {inputs}.")
         if weight.is_cuda:
             q, scale = rounded(weight)
-            return {"words": interleaved(q), "scale": scale.to(weight.dtype)}
+            # A few rows at a time: a word takes 16 times the room of its weights while it is put together.
+            words = torch.cat([interleaved(part) for part in q.split(max(1, (1 << 24) // inputs))])
+            return {"words": words, "scale": scale.to(weight.dtype)}
         q, scale = rounded(functional.pad(weight, (0, 0, 0, -outputs % 16)))
         scale = scale.to(torch.bfloat16).t()
         return {

@@ -62,8 +62,10 @@ class DecodeGraphs:
         key = (batch, max(SMALLEST_KV, 1 << (longest - 1).bit_length()), mode)
         if key not in self.recorded:
             began = time.perf_counter()
-            self.recorded[key] = self.buffers(*key)
-            self.record(self.recorded[key])
+            recorded = self.buffers(*key)
+            self.record(recorded)
+            # Only now: what could not be recorded, for want of memory, is tried again by the next step of its size.
+            self.recorded[key] = recorded
             self.seconds += time.perf_counter() - began
         recorded = self.recorded[key]
         self.fill(recorded, step, draw)

@@ -84,7 +84,11 @@ class Attention(Protocol):
         ...
 
     def write(self, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> None:
-        """Puts the new keys and values, each [T, kv_heads, head_dim], into the cache at `meta.slot_map`."""
+        """Puts the new keys and values, each [T, kv_heads, head_dim], into the cache at `meta.slot_map`.
+
+        Where each sequence has one new token (`meta.max_q` is 1) this may be left to `forward`, which then follows with the
+        same `k` and `v`: after `forward` they are in the cache, whoever put them there.
+        """
         ...
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:

@@ -60,7 +60,7 @@ def multiply_bytes(x: Tensor, q: Tensor, scale: Tensor, kind: dict[torch.dtype, 
         )
         return y
     if not serves(x) or inputs % 16:
-        return linear(x, q.to(x.dtype)) * scale.to(x.dtype)
+        return multiply_unpacked(x, q, scale)
     y = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
     # Few rows are shared out among many warps: too few of them cannot keep the memory busy.
     warps = 4 if tokens > 16 else 16 if outputs < 8192 else 8
@@ -80,6 +80,17 @@ def multiply_bytes(x: Tensor, q: Tensor, scale: Tensor, kind: dict[torch.dtype, 
         **overlapping(x),
     )
     return y
+
+
+def multiply_unpacked(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    """x [T, in] times (q * scale)^T by PyTorch: [T, out].
+
+    Scaled afterwards, q being exact in any dtype; in float16, whose largest number is 65504, before: a sum of unscaled
+    products is easily larger.
+    """
+    if x.dtype == torch.float16:
+        return linear(x, q.to(x.dtype) * scale.to(x.dtype)[:, None])
+    return linear(x, q.to(x.dtype)) * scale.to(x.dtype)
 
 
 def multiplication(kind: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine import bind
-from engine.generate import Engine, Request
+from engine.generate import Engine, EngineError, Request
 from engine.loader import Random, load_model
 from engine.models.config import ModelConfig
 from engine.sampler import Sampling, best
@@ -70,6 +70,18 @@ def test_one_row_is_multiplied_as_many_are(name: str, shape: tuple[int, int], dt
 
 
 @pytest.mark.parametrize("name", ["int8wo", "int4wo", "fp8wo", "fp8_dynamic"])
+def test_float16_holds_what_large_activations_give(name: str) -> None:
+    weight = torch.randn(256, 4096, device="cuda").mul_(4096**-0.5).half()
+    x = torch.randn(70, 4096, device="cuda").mul_(100.0).half()
+    scheme = bind.implementation("quantization", name, torch.float16, torch.device("cuda"))()
+    packed = scheme.pack(weight)
+    wanted = x.float() @ scheme.dequant(packed).T
+    for rows in (1, 9, 70):
+        y = scheme.linear(x[:rows], packed).float()
+        assert (y - wanted[:rows]).norm() / wanted[:rows].norm() < 0.05, rows
+
+
+@pytest.mark.parametrize("name", ["int8wo", "int4wo", "fp8wo", "fp8_dynamic"])
 def test_rows_that_are_looked_up_are_those_of_the_weight(name: str) -> None:
     weight = torch.randn(50, 320, device="cuda").bfloat16()
     scheme = bind.implementation("quantization", name, torch.bfloat16, torch.device("cuda"))()
@@ -86,6 +98,7 @@ def test_the_best_of_a_long_row_is_the_first_of_equals() -> None:
 
 def test_the_first_request_after_an_out_of_memory_is_served(pair: tuple[Any, Any]) -> None:
     engine = Engine(pair[1], SLOTS, kv_tokens=4096)
+    assert engine.runner.graphs is not None
     real = engine.runner.forward
 
     class Full:
@@ -95,7 +108,16 @@ def test_the_first_request_after_an_out_of_memory_is_served(pair: tuple[Any, Any
         def __call__(self, *arguments: Any, **options: Any) -> Any:
             torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
 
-    engine.runner.forward = Full()  # type: ignore[assignment]
-    assert "ran out of memory" in (engine.generate([[1, 2, 3]], max_tokens=2)[0].error or "")
-    engine.runner.forward = real
-    assert engine.generate([[1, 2, 3]], max_tokens=2)[0].finish == "length"
+    wanted = Engine(pair[1], SLOTS, kv_tokens=4096).generate([[1, 2, 3]], max_tokens=6)[0].tokens
+    for part in (engine.runner, engine.runner.graphs):  # in the prefill, then while the decode is recorded
+        part.forward = Full()  # type: ignore[assignment]
+        assert "ran out of memory" in (engine.generate([[1, 2, 3]], max_tokens=6)[0].error or "")
+        part.forward = real
+        assert engine.generate([[1, 2, 3]], max_tokens=6)[0].tokens == wanted
+        engine.runner.graphs.recorded.clear()
+
+
+def test_a_model_that_leaves_no_room_is_said_to(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1 << 30, 80 << 30))
+    with pytest.raises(EngineError, match=r"Beside the weights cuda.* has 1\.0 GiB free, too little"):
+        Engine(pair[1], SLOTS)

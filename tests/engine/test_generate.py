@@ -1,6 +1,7 @@
 """Requests in, text out: what is served together is what would be served alone, and trouble stays with whose it is."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from engine import bind
 from engine.bind import SlotRefused
 from engine.generate import Engine, EngineError, Request, RequestError
+from engine.loader import LoadError
 from engine.sampler import Sampling, SamplingError
 from engine.slots.attention import AttentionShape, StepMeta
 from engine.slots.registry import SlotError
@@ -161,6 +163,19 @@ def test_the_reference_checkpoint_continues_text() -> None:
     assert completion.text == one.tokenizer.decode([t for t in completion.tokens if t not in one.model.config.eos])
 
 
+def test_a_prompt_is_taken_whole_whatever_the_tokenizer_was_trained_with(tmp_path: Path) -> None:
+    backend = bytes_tokenizer().backend
+    backend.enable_truncation(4)
+    backend.enable_padding(length=40)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.decode(loaded.encode("a longer text")) == "a longer text"
+    for broken, message in (("{", "not valid JSON"), ("[]", "must hold a JSON object")):
+        (tmp_path / "tokenizer_config.json").write_text(broken)
+        with pytest.raises(LoadError, match=f"tokenizer_config.json.* {message}"):
+            Tokenizer.load(tmp_path)
+
+
 def test_chat_templates_are_rendered_in_a_sandbox() -> None:
     template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -190,7 +205,11 @@ def test_chat_templates_are_rendered_in_a_sandbox() -> None:
         ("text", "there is no tokenizer"),
         (list(range(90)) * 2, "The prompt has 180 tokens, but only 127 fit"),
         (Request([1], max_tokens=0), "max_tokens is 0"),
+        (Request([1], max_tokens="5"), "max_tokens is '5'"),  # type: ignore[arg-type]
+        (Request([1], sampling=0.7), "sampling is 0.7; it must be a Sampling"),  # type: ignore[arg-type]
         (Request([1], stop=("x",)), "Stop strings need a tokenizer"),
+        (Request([1], stop=("",)), "none of them empty"),
+        (Request([1], stop=(5,)), "stop is (5,)"),  # type: ignore[arg-type]
     ],
 )
 def test_a_bad_request_fails_alone(bad: Any, message: str) -> None:
@@ -200,11 +219,20 @@ def test_a_bad_request_fails_alone(bad: Any, message: str) -> None:
     assert completions[2].tokens == alone(text(9), max_tokens=5)
 
 
+def test_text_that_is_none_fails_alone() -> None:
+    one = Engine(small_model(vocab=256), tokenizer=bytes_tokenizer(), kv_tokens=512)
+    completions = one.generate(["left", "\ud800", "right"], max_tokens=3)
+    assert [c.finish for c in completions] == ["length", "error", "length"]
+    assert "cannot be made into tokens" in (completions[1].error or "")
+
+
 def test_options_that_are_none_are_refused_before_anything_runs() -> None:
     with pytest.raises(RequestError, match="temprature"):
         engine().generate([text(3)], temprature=1.0)
     with pytest.raises(SamplingError, match="top_p"):
         engine().generate([text(3)], top_p=7.0)
+    with pytest.raises(SamplingError, match="seed is 'x'"):
+        engine().generate([text(3)], seed="x")
 
 
 class Failing:
@@ -225,7 +253,13 @@ class Failing:
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("full"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 def test_out_of_memory_is_said_and_the_next_request_is_served(error: Exception) -> None:
     one = engine(slots={"attention": Failing(lambda meta: meta.max_q > 40, error)})
@@ -260,6 +294,10 @@ def test_a_cache_that_does_not_fit_is_said_before_anything_runs(monkeypatch: pyt
         ({"slots": {"quantization": {"layers.*.mlp": "none"}}}, ValueError, "matches no weight"),
         ({"slots": {"adapter": "cuda"}}, SlotRefused, "adapter 'cuda' cannot be used"),
         ({"step_tokens": 3}, EngineError, "at least max_batch"),
+        ({"dtype": torch.bfloat16}, EngineError, "The model is torch.float32 on cpu, not torch.bfloat16"),
+        ({"device": "meta"}, EngineError, "The model is torch.float32 on cpu, not torch.float32 on meta"),
+        ({"max_len": 0}, EngineError, "max_len is 0"),
+        ({"max_len": -3}, EngineError, "max_len is -3"),
         ({"graphs": True}, EngineError, "CUDA graphs need a CUDA device"),
     ],
 )
@@ -394,8 +432,20 @@ def test_gradients_flow_through_every_slot_and_the_cache() -> None:
 
 
 def test_gradients_are_refused_where_a_slot_has_none() -> None:
-    with pytest.raises(EngineError, match="normalization 'fused'"):
-        engine(slots={"normalization": "fused"}).differentiable_logits([text(4)])
+    for slots, named in (
+        ({"normalization": "fused"}, "normalization 'fused'"),
+        ({"quantization": "int8"}, "quantization 'int8wo'"),
+        ({"quantization": {"layers.*.mlp.*": "int8wo", "embed": "none"}}, "quantization 'int8wo'"),
+        ({"adapter": "generic"}, "adapter 'generic'"),
+    ):
+        with pytest.raises(EngineError, match=f"flow through {named}: the header"):
+            engine(slots=slots).differentiable_logits([text(4)])
+    assert engine(slots={"quantization": "none"}).differentiable_logits([text(4)])[0].shape == (4, SMALL.vocab)
+
+
+def test_gradients_beyond_the_context_are_refused() -> None:
+    with pytest.raises(RequestError, match="A text has 21 tokens; the context is 20"):
+        engine(max_len=20).differentiable_logits([text(21)])
 
 
 def test_mixed_quantization_is_data() -> None:
@@ -481,6 +531,17 @@ def test_logits_do_not_disturb_generation_under_way() -> None:
     for event in stream:
         got += event.tokens
     assert got == alone(text(10), max_tokens=8)
+
+
+def test_a_cache_full_of_texts_being_scored_is_said() -> None:
+    one = engine(kv_tokens=64)
+    scoring = one.stream_logits([text(60)], chunk=4)
+    next(scoring)
+    with pytest.raises(EngineError, match="full of texts that are being scored"):
+        one.generate([text(20)], max_tokens=4)
+    scoring.close()
+    assert one.generate([text(20)], max_tokens=4)[0].tokens == alone(text(20), max_tokens=4)
+    assert one.pool.free == one.pool.capacity
 
 
 def test_more_texts_than_fit_at_once_take_turns() -> None:

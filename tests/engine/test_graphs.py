@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from engine.generate import Engine, Request
 from engine.runner.graphs import DecodeGraphs, padded_batch
@@ -68,6 +69,22 @@ def test_a_full_cache_is_decoded_token_by_token() -> None:
     assert [c.tokens for c in tight.generate(prompts, max_tokens=20)] == [
         c.tokens for c in roomy.generate(prompts, max_tokens=20)
     ]
+
+
+def test_a_graph_that_could_not_be_recorded_is_recorded_for_the_next_request() -> None:
+    one = replaying(4)
+    graphs = one.runner.graphs
+    assert graphs is not None
+    record = graphs.record
+
+    def full(recorded: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    graphs.record = full  # type: ignore[method-assign]
+    assert "ran out of memory" in (one.generate([text(5)], max_tokens=6)[0].error or "")
+    graphs.record = record  # type: ignore[method-assign]
+    wanted = Engine(small_model(), kv_tokens=512).generate([text(5)], max_tokens=6)[0]
+    assert one.generate([text(5)], max_tokens=6)[0].tokens == wanted.tokens
 
 
 def test_batches_are_rounded_up_to_few_sizes() -> None:

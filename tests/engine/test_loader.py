@@ -124,6 +124,7 @@ def test_a_tied_head_is_the_embedding_itself(folder: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method 'gptq'"),
         ({"head_dim": 7}, "needs an even one"),
         ({"num_hidden_layers": 0}, "layers is 0"),
+        ({"intermediate_size": "wide"}, "'intermediate_size': 'wide'; it must be a whole number"),
     ],
 )
 def test_what_the_engine_does_not_run_is_said_before_anything_is_read(
@@ -189,6 +190,35 @@ def test_fp8_scales_are_checked(folder: Path) -> None:
         load_model(folder)
 
 
+def test_scales_that_scale_nothing_are_refused(folder: Path) -> None:
+    configure(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [16, 16]})
+    rewrite(folder, model__layers__0__self_attn__q_proj__weight_scale_inv=torch.ones(2, 2))
+    with pytest.raises(LoadError, match=r"q_proj\.weight' is torch\.float32, but has a scale"):
+        load_model(folder)
+    rewrite(
+        folder,
+        model__layers__0__self_attn__q_proj__weight_scale_inv=None,
+        model__layers__9__self_attn__q_proj__weight_scale_inv=torch.ones(2, 2),
+    )
+    with pytest.raises(
+        LoadError, match=r"not part of the architecture: model\.layers\.9\.self_attn\.q_proj\.weight_scale_inv"
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), MemoryError(), RuntimeError("Triton Error [CUDA]: out of memory")]
+)
+def test_weights_that_do_not_fit_are_said_to(folder: Path, error: Exception) -> None:
+    def full(name: str) -> None:
+        raise error
+
+    with pytest.raises(
+        LoadError, match=r"do not fit into the memory that cpu has free: .* parameters, .* GiB in torch\.float32"
+    ):
+        load_model(folder, on_tensor=full)
+
+
 def test_integer_weights_are_refused(folder: Path) -> None:
     rewrite(folder, model__norm__weight=torch.zeros(32, dtype=torch.int32))
     with pytest.raises(LoadError, match=r"model\.norm\.weight' is torch\.int32"):
@@ -201,6 +231,12 @@ def test_a_device_that_is_not_there() -> None:
             random_model(SMALL, device="cuda")
     with pytest.raises(LoadError, match="'abacus' is no device"):
         random_model(SMALL, device="abacus")
+
+
+def test_a_configuration_without_weights_is_no_model() -> None:
+    for nothing in (None, {}):
+        with pytest.raises(LoadError, match="has no weights"):
+            load_model(SMALL, nothing)
 
 
 def test_random_models_follow_their_seed() -> None:

@@ -1,5 +1,7 @@
 """Draws follow the distribution that was asked for, and depend on nothing but seed, position and logits."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -65,9 +67,21 @@ def test_gumbel_noise_is_gumbel_noise() -> None:
     assert torch.corrcoef(noise)[0, 1].abs() < 0.02
 
 
+def test_noise_is_finite_where_every_bit_is_one() -> None:
+    # The 24 highest bits of this number are ones. Infinite noise would draw the token whatever its logit, and a NaN where
+    # a restriction had left it out.
+    assert gumbel(torch.tensor([[74]]), torch.tensor([[55]]), 1151)[0, 1150].isfinite()
+    logits = torch.zeros(1, 1200)
+    logits[0, 7] = 50.0
+    assert draw(
+        logits, [Sampling(temperature=1.0, seed=74), Sampling(temperature=1.0, seed=74, top_k=5)], [55, 55]
+    ) == [7, 7]
+
+
 def test_top_k_keeps_the_k_best() -> None:
     assert kept([0.0, 3.0, 1.0, 2.0], top_k=2) == [1, 3]
     assert kept([0.0, 3.0, 1.0, 2.0], top_k=99) == [0, 1, 2, 3]
+    assert kept([0.0, 3.0, 1.0, 2.0], top_k=2**70) == [0, 1, 2, 3]
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
@@ -100,8 +114,13 @@ def test_restrictions_apply_one_after_the_other() -> None:
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"min_p": 2.0}, "min_p"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"top_p": None}, "top_p is None; it must be a number"),
+        ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
+        ({"top_k": None}, "top_k is None; it must be a whole number"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
     ],
 )
-def test_parameters_out_of_range_are_named(options: dict[str, float], word: str) -> None:
+def test_parameters_out_of_range_are_named(options: dict[str, Any], word: str) -> None:
     with pytest.raises(SamplingError, match=word):
-        Sampling(**options)  # type: ignore[arg-type]
+        Sampling(**options)

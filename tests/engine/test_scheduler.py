@@ -41,7 +41,7 @@ def test_a_sequence_never_holds_more_than_one_page_beyond_its_tokens() -> None:
     while not scheduler.idle:
         run_step(scheduler)
         for running in scheduler.running:
-            assert len(running.pages) * 4 - running.computed < 4 + 4
+            assert 0 <= len(running.pages) * 4 - running.computed < 4
 
 
 def test_the_latest_sequence_gives_way_and_is_computed_again() -> None:
@@ -52,6 +52,7 @@ def test_the_latest_sequence_gives_way_and_is_computed_again() -> None:
     while not scheduler.idle:
         run_step(scheduler)
     assert (early.preemptions, late.preemptions > 0) == (0, True)
+    assert late.shared == 0, "what it finds again of its own was not there when it came"
     assert (len(early.tokens), len(late.tokens)) == (20, 20)
     assert scheduler.pool.free == scheduler.pool.capacity
 
