@@ -172,14 +172,14 @@ def check() -> dict[str, Any]:
     return result
 
 
-def prefill(length: int, rounds: int, **options: Any) -> dict[str, Any]:
-    """Time to the first token of one prompt, computed in one step."""
+def prefill(length: int, rounds: int, step: int = 0, **options: Any) -> dict[str, Any]:
+    """Time to the first token of one prompt, computed in one step. Each prompt is `step` tokens shorter than the one before it."""
     import torch
 
     engine = build(max_len=length + 64, kv_tokens=length + 64, step_tokens=length, graphs=False, **options)
     times = []
     for seed in range(rounds + 2):
-        prompt = [(7 * i + 31 * seed) % 100000 + 1 for i in range(length)]
+        prompt = [(7 * i + 31 * seed) % 100000 + 1 for i in range(length - seed * step)]
         torch.cuda.synchronize()
         completion = engine.generate([prompt], max_tokens=1, ignore_eos=True)[0]
         times.append(completion.ttft)
@@ -250,8 +250,8 @@ def transformers_decode(batch: int, prompt: int, tokens: int, compile: bool) -> 
     }
 
 
-def transformers_prefill(length: int, rounds: int) -> dict[str, Any]:
-    """One forward pass into a static cache, the head for the last token only."""
+def transformers_prefill(length: int, rounds: int, step: int = 0) -> dict[str, Any]:
+    """One forward pass into a static cache, the head for the last token only; lengths as in `prefill`."""
     import torch
     from transformers import StaticCache
 
@@ -261,12 +261,13 @@ def transformers_prefill(length: int, rounds: int) -> dict[str, Any]:
     cache = StaticCache(config=model.config, max_cache_len=length + 64)
     ids = torch.randint(1, 100000, (1, length), device="cuda")
     times = []
-    for _ in range(rounds + 2):
+    for turn in range(rounds + 2):
         with torch.inference_mode():
             cache.reset()
+            shorter = ids[:, turn * step :]
             torch.cuda.synchronize()
             began = time.perf_counter()
-            out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = model(shorter, past_key_values=cache, use_cache=True, logits_to_keep=1)
             out.logits.argmax(-1).tolist()
         times.append(time.perf_counter() - began)
     config = ModelConfig.from_hf(CONFIG | {"architectures": ["LlamaForCausalLM"]})
@@ -285,6 +286,8 @@ VARIANTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "transformers-batch64": (transformers_decode, {"batch": 64, "prompt": 512, "tokens": 64, "compile": False}),
     "prefill-8k": (prefill, {"length": 8192, "rounds": 4}),
     "transformers-prefill-8k": (transformers_prefill, {"length": 8192, "rounds": 4}),
+    "prefill-8k-other-lengths": (prefill, {"length": 8191, "rounds": 4, "step": 3}),
+    "transformers-prefill-8k-other-lengths": (transformers_prefill, {"length": 8191, "rounds": 4, "step": 3}),
     "transformers-batch64-compiled": (
         transformers_decode,
         {"batch": 64, "prompt": 512, "tokens": 64, "compile": True},
@@ -361,6 +364,7 @@ def table(results: dict[str, Any]) -> str:
         "bf16-batch64": ("transformers-batch64", "tokens_per_s"),
         "bf16-batch64-compiled": ("transformers-batch64-compiled", "tokens_per_s"),
         "prefill-8k": ("transformers-prefill-8k", "tokens_per_s"),
+        "prefill-8k-other-lengths": ("transformers-prefill-8k-other-lengths", "tokens_per_s"),
         "prefill-8k-compiled": ("transformers-prefill-8k", "tokens_per_s"),
     }
     lines = [f"{'variant':30s} {'tokens/s':>10s} {'TPOT ms':>8s} {'TTFT ms':>9s} {'MBU':>6s} {'MFU':>6s}  ratio"]
