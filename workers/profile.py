@@ -78,7 +78,7 @@ def profile(
     try:
         kind = judged.kind
         case = chosen_case(list(kind.cases("performance", judged.header, where)), case_name)
-        held = prepared(trial, SteadyHost(trial, judged.head), [case], "performance")[case.name]
+        held = prepared(trial, SteadyHost(trial, judged.head), [case], "performance")[0][case.name]
         if isinstance(held, CallFailed):
             raise held
         held = _settled(trial, case, held)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.slots.header import Header
-from engine.slots.kind import Call, CallFailed, Case, Finding, Held, HeldSet, Preparation, SlotKind
+from engine.slots.kind import Call, CallFailed, Case, Finding, Held, HeldSet, Preparation, SlotKind, bits, rewritten
 from engine.slots.source import Source
 
 
@@ -44,6 +44,13 @@ class InProcess:
 
     def run(self, call: Call) -> dict[str, Tensor]:
         """The outputs, copied, with `state:NAME` for what the call asks to check."""
+        with rewritten(self.tensors, call.rewrites):
+            outputs = self._run(call)
+        for name, value in self.read_only.items():
+            self._unchanged(name, self.tensors[name], value)
+        return outputs
+
+    def _run(self, call: Call) -> dict[str, Tensor]:
         before = {name: value.clone() for name, value in call.inputs.items()}
         try:
             with torch.inference_mode():
@@ -60,15 +67,16 @@ class InProcess:
                     f"{name!r} is {list(value.shape)} of {value.dtype}; expected {list(spec.shape)} of {spec.torch_dtype}."
                 )
             outputs[name] = value.clone()
-        for name, value in (*before.items(), *self.read_only.items()):
-            now = call.inputs[name] if name in before else self.tensors[name]
-            if not torch.equal(
-                now.view(torch.uint8) if now.dim() else now, value.view(torch.uint8) if now.dim() else value
-            ):
-                raise CallFailed(f"The implementation wrote to its input {name!r}.")
+        for name, value in before.items():
+            self._unchanged(name, call.inputs[name], value)
         for name in call.check_state:
             outputs[f"state:{name}"] = self.tensors[name].clone()
         return outputs
+
+    @staticmethod
+    def _unchanged(name: str, now: Tensor, before: Tensor) -> None:
+        if not torch.equal(bits(now), bits(before)):
+            raise CallFailed(f"The implementation wrote to its input {name!r}.")
 
 
 def judge_case(
@@ -86,16 +94,23 @@ def judge_case(
     """
     case = kind.vary(case, source.child("vary"))
     held = kind.held(case, source.child("held"))
-    preparation = kind.preparation(case, held)
-    if preparation is not None:
+    other = kind.other(case, held, source.child("held", "other"))
+    settled = []
+    for one in (held, other):
+        preparation = None if one is None else kind.preparation(case, one)
+        if one is None or preparation is None:
+            continue
         results = InProcess(kind, implementation).prepare(preparation)
-        held.update({name: Held(result, preparation.access) for name, result in results.items()})
+        one.update({name: Held(result, preparation.access) for name, result in results.items()})
         fresh = InProcess(kind, implementation)
-        fresh.hold(held)
-        more, finding = kind.settle(case, header, held, fresh)
+        fresh.hold(one)
+        more, finding = kind.settle(case, header, one, fresh)
         if finding is not None:
             return finding
-        held.update(more)
+        one.update(more)
+        settled.append(fresh)
+    if other is not None:
+        held.update(kind.parts(case, held, other, settled[-1]))
     runner = InProcess(kind, implementation)
     runner.hold(held)
     for number in range(calls):

@@ -6,7 +6,8 @@ implementation through a `Runner`. The trusted side of a kind (`cases` ... `prox
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -87,6 +88,30 @@ class Held:
 
 
 HeldSet = dict[str, Held]
+Rewrites = dict[str, tuple[Tensor, Tensor]]
+"""By the name of a held tensor: places in it (int64[n], flat), and what stands there instead ([n], its dtype)."""
+
+_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The same memory as integers of the same width, for comparing and copying bit by bit."""
+    return tensor.view(_INTEGER_OF_SIZE[tensor.dtype.itemsize])
+
+
+@contextmanager
+def rewritten(tensors: Mapping[str, Tensor], rewrites: Rewrites) -> Iterator[None]:
+    """Rewrites held tensors, and puts back what was there."""
+    kept = []
+    for name, (at, values) in rewrites.items():
+        flat = bits(tensors[name]).view(-1)
+        kept.append((flat, at, flat[at]))
+        flat[at] = bits(values)
+    try:
+        yield
+    finally:
+        for flat, at, before in kept:
+            flat[at] = before
 
 
 @dataclass
@@ -96,6 +121,8 @@ class Call:
     `inputs` arrive with the message. `outputs` are allocated and poisoned by the judge. `params` are the numbers that the
     operation needs beside tensors. `check_state` names held tensors of access `write` that the judge compares after the call;
     `probes` are elements of them (int64, flat) that the call has to write, and that the judge reads as soon as it is acknowledged.
+    `rewrites` change held tensors before the call and are undone after it. Implementations are told nothing: whoever keeps a copy of
+    what is held, which memory no claim counts, computes with what is no longer true.
     """
 
     operation: str
@@ -104,6 +131,9 @@ class Call:
     outputs: dict[str, TensorSpec]
     check_state: tuple[str, ...] = ()
     probes: dict[str, Tensor] = field(default_factory=dict)
+    rewrites: Rewrites = field(default_factory=dict)
+    parts: list[Tensor] = field(default_factory=list)
+    """Which of what may change the rewrites change: for the kind that drew the call."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +241,14 @@ class SlotKind(ABC):
     def settle(self, case: Case, header: Header, held: HeldSet, runner: Runner) -> tuple[HeldSet, Finding | None]:
         """Checks what was prepared, through a fresh host that holds only that; returns further private tensors."""
         return {}, None
+
+    def other(self, case: Case, held: HeldSet, source: Source) -> HeldSet | None:
+        """Like `held`, a little different, to be prepared and settled as well: where timed calls take their `rewrites` from."""
+        return None
+
+    def parts(self, case: Case, held: HeldSet, other: HeldSet, runner: Runner) -> HeldSet:
+        """What of two prepared and settled sets differs, as private tensors for `draw`. The runner holds `other`."""
+        return {}
 
     @abstractmethod
     def draw(self, case: Case, held: HeldSet, source: Source) -> Call:

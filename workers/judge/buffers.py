@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from engine.slots.kind import TensorSpec
+from engine.slots.kind import TensorSpec, bits
 from workers.wire import Buffer, Region
 
 ALIGNMENT = 64
@@ -111,7 +111,6 @@ class Pack:
         return pack
 
 
-_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Quiet NaNs, with the payload bits left free for a random mark; bf16 and fp16 differ in where the mantissa ends.
 _QUIET_NAN = {
     torch.float32: (0x7FC00000, 0x003FFFFF),
@@ -119,11 +118,6 @@ _QUIET_NAN = {
     torch.float16: (0x7E00, 0x01FF),
     torch.float64: (0x7FF8000000000000, 0x0007FFFFFFFFFFFF),
 }
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """The same memory as integers of the same width, for comparing bit by bit."""
-    return tensor.view(_INTEGER_OF_SIZE[tensor.dtype.itemsize])
 
 
 class Poison:

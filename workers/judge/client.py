@@ -10,10 +10,10 @@ import msgspec
 import torch
 from torch import Tensor
 
-from engine.slots.kind import Call, CallFailed, HeldSet, Preparation, TensorSpec
+from engine.slots.kind import Call, CallFailed, HeldSet, Preparation, TensorSpec, bits, rewritten
 from workers import wire
 from workers.judge import clock
-from workers.judge.buffers import Pack, Poison, bits
+from workers.judge.buffers import Pack, Poison
 
 SAMPLE = 256
 MAX_PREPARED_BYTES = 2 * 1024**3
@@ -247,9 +247,14 @@ class HostClient:
     def timed(self, ready: ReadyCall) -> Answer:
         """Makes a call with the clock running from before the message is sent until a secret sample of the output is read.
 
-        Raises Tampered where the sample still held poison or the snapshot taken afterwards differs from it: the host
-        acknowledged before it had finished.
+        What is held is rewritten as the call asks, and put back. Raises Tampered where the sample still held poison or the snapshot
+        taken afterwards differs from it: the host acknowledged before it had finished.
         """
+        views = {name: self._held[name].views[name] for name in ready.call.rewrites}
+        with rewritten(views, ready.call.rewrites):
+            return self._timed(ready)
+
+    def _timed(self, ready: ReadyCall) -> Answer:
         what = f"'{ready.call.operation}'"
         deadline = time.monotonic() + self.call_timeout
         if ready.outputs.buffer.number not in self._known_buffers:

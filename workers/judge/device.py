@@ -19,10 +19,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from engine.slots.kind import Call, CallFailed, HeldSet, TensorSpec
+from engine.slots.kind import Call, CallFailed, HeldSet, TensorSpec, bits, rewritten
 from workers import vmm, wire
 from workers.judge import clock
-from workers.judge.buffers import Lendable, Pack, SharedBuffer, bits, laid_out
+from workers.judge.buffers import Lendable, Pack, SharedBuffer, laid_out
 from workers.judge.client import SAMPLE, Answer, HostClient, Tampered, _check_done, _new_seq
 
 # What the widest loads and cuBLAS ask for.
@@ -216,6 +216,11 @@ class DeviceClient(HostClient):
         `Answer.seconds` is that, less what the copy takes on an idle accelerator. Without `keep` the outputs are not kept: the
         answer holds none. Raises what HostClient.timed raises, and CallFailed where the inputs were written to.
         """
+        views = {name: self._held[name].views[name] for name in ready.call.rewrites}
+        with rewritten(views, ready.call.rewrites):
+            return self._timed(ready, keep)
+
+    def _timed(self, ready: _Ready, keep: bool = True) -> Answer:  # type: ignore[override]
         what = f"'{ready.call.operation}'"
         deadline = time.monotonic() + self.call_timeout
         for name, spec in ready.call.outputs.items():

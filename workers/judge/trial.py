@@ -190,36 +190,47 @@ class SteadyHost:
             raise
 
 
-def prepared(trial: Trial, host: SteadyHost, cases: list[Case], label: str) -> dict[str, HeldSet | CallFailed]:
-    """The held tensors of each case, with what the implementation of `host` prepares.
+def prepared(
+    trial: Trial, host: SteadyHost, cases: list[Case], label: str
+) -> tuple[dict[str, HeldSet | CallFailed], dict[str, HeldSet]]:
+    """The held tensors of each case, with what the implementation of `host` prepares; and those of SlotKind.other, where there are any.
 
     A case whose preparation fails maps to the failure. A host that has prepared anything is ended before this returns, so that
     whoever is timed or checked afterwards gets only the prepared tensors.
     """
     kind = trial.subject.kind
     found: dict[str, HeldSet | CallFailed] = {}
+    others: dict[str, HeldSet] = {}
     used = False
+
+    def with_prepared(case: Case, held: HeldSet) -> HeldSet:
+        nonlocal used
+        preparation = kind.preparation(case, held)
+        if preparation is None:
+            return held
+        used = True
+        given = host.prepare(preparation)
+        if clash := sorted(given.keys() & held.keys()):
+            # The judge's own tensors are found by name, the original weight among them.
+            raise Tampered(f"The module gave back a tensor under the judge's own name {clash[0]!r}.")
+        return held | {name: Held(tensor, preparation.access) for name, tensor in given.items()}
+
     try:
         for case in cases:
-            held = kind.held(case, trial.source.child(label, case.name, "held"))
+            source = trial.source.child(label, case.name, "held")
+            held = kind.held(case, source)
             trial.note(f"{label}/{case.name}/held", {name: item.tensor for name, item in held.items()})
-            preparation = kind.preparation(case, held)
-            if preparation is not None:
-                used = True
-                try:
-                    given = host.prepare(preparation)
-                    if clash := sorted(given.keys() & held.keys()):
-                        # The judge's own tensors are found by name, the original weight among them.
-                        raise Tampered(f"The module gave back a tensor under the judge's own name {clash[0]!r}.")
-                    held = held | {n: Held(t, preparation.access) for n, t in given.items()}
-                except CallFailed as failure:
-                    found[case.name] = failure
-                    continue
-            found[case.name] = held
+            other = kind.other(case, held, source.child("other"))
+            try:
+                found[case.name] = with_prepared(case, held)
+                if other is not None:
+                    others[case.name] = with_prepared(case, other)
+            except CallFailed as failure:
+                found[case.name] = failure
     finally:
         if used:
             host.discard()
-    return found
+    return found, others
 
 
 def recipe_of(case: Case, *labels: str | int) -> str:

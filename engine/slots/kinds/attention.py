@@ -36,6 +36,8 @@ STALE_SCALE = 20.0
 """Size of what lies in slots that nobody may read: a leak of one such value is far above any tolerance."""
 
 PROBES = 128
+SHARE, LARGEST_SCALE = 1 / 8, 512.0
+"""A token among n gets about a share of 1/n of the attention: values of n/8 show in the output of every dtype, and overflow none."""
 """Elements of the cache that are looked at when a step is acknowledged: whoever writes its new tokens later is seen at once."""
 
 META_TENSORS = ("cu_q", "kv_len", "block_table", "slot_map", "positions")
@@ -94,7 +96,8 @@ class AttentionKind(SlotKind):
     """Cases are steps over a pool of pages.
 
     Each sequence's history lies on pages drawn anew for every call, so that nothing gathered in one call serves the
-    next. New tokens go to slots that no call reads before it has written them; these hold large stale values.
+    next, and while a call is timed one earlier token of each sequence holds other keys and values. New tokens go to slots
+    that no call reads before it has written them; these hold large stale values.
     """
 
     name = "attention"
@@ -259,6 +262,8 @@ class AttentionKind(SlotKind):
         call = step_call(case, meta, drawn(shape.q_heads), drawn(shape.kv_heads), drawn(shape.kv_heads))
         if call.check_state:
             call.probes = {"kv": probes(held["origin"].tensor, meta, source)}
+            if case["suite"] == "performance":
+                call.rewrites = {"kv": other_history(held["origin"].tensor, news, totals, table, shape, source)}
         return call
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
@@ -454,12 +459,43 @@ def probes(origin: Tensor, meta: StepMeta, source: Source) -> Tensor:
     return (drawn(2 * layers) * blocks * size + slots) * heads * channels + drawn(heads * channels)
 
 
+def other_history(
+    origin: Tensor, news: Sequence[int], totals: Sequence[int], table: Tensor, shape: AttentionShape, source: Source
+) -> tuple[Tensor, Tensor]:
+    """Rewrites of a cache [layers, 2, blocks, block_size, heads, channels]: other keys and values for one head of one earlier token of
+    each sequence that has any, in every layer.
+
+    The values are large enough that the output tells, and the change is small enough that only who reads the whole history finds it.
+    """
+    layers, _, blocks, size, heads, channels = origin.shape
+    generator = source.generator()
+    slots, scales = [], []
+    for row, (new, total) in enumerate(zip(news, totals, strict=True)):
+        # The token must be in sight of the first new one, and so of all.
+        first = 0 if shape.window is None else max(0, total - shape.window)
+        last = total - new
+        if first < last:
+            position = source.integer(first, last - 1)
+            slots.append(int(table[row, position // size]) * size + position % size)
+            seen = total if shape.window is None else min(total, shape.window)
+            scales.append(min(LARGEST_SCALE, max(1.0, seen * SHARE)))
+    count = len(slots)
+    planes = torch.arange(2 * layers)[:, None] * blocks * size + torch.tensor(slots, dtype=torch.int64)
+    chosen = torch.randint(heads, (count,), generator=generator)
+    at = ((planes * heads + chosen) * channels)[..., None] + torch.arange(channels)
+    values = torch.randn(layers, 2, count, channels, generator=generator)
+    values[:, 1] *= torch.tensor(scales)[:, None]
+    return at.flatten().to(origin.device), values.flatten().to(origin.device, origin.dtype)
+
+
 def after_write(origin: Tensor, call: Call, scratch: Tensor | None = None) -> Tensor:
-    """A copy of the standard cache [layers, 2, ...] with the call's keys and values in their slots.
+    """A copy of the standard cache [layers, 2, ...] with what the call rewrites, and its keys and values in their slots.
 
     Other slots of `scratch` become NaN: earlier calls may have left anything there, and nobody may read it.
     """
     written = origin.clone()
+    for at, values in call.rewrites.values():
+        written.view(-1)[at] = values
     layers = origin.shape[0]
     slots = written.flatten(2, 3)
     if scratch is not None:

@@ -2,6 +2,9 @@
 
 Packing runs in a host of its own. The hosts that multiply get only the packed tensors, so that nothing of the original
 weight can reach them beside what `pack` returned, and the bytes that count are all there is.
+
+Of what they hold, a few rows are those of another weight in each timed call. Whoever multiplies with a copy that it unpacked
+earlier, whose bytes nobody counts, is nearer to what was true before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +16,12 @@ from torch.nn import functional
 
 from engine.reference.linear import linear
 from engine.slots.caps import Caps, dtypes_for, why_not
-from engine.slots.compare import compare_output, diagnosis
+from engine.slots.compare import compare_output, diagnosis, unravel
 from engine.slots.drawing import DISTRIBUTIONS, draw_tensor, generator_on
 from engine.slots.header import Header
 from engine.slots.kind import (
     Call,
+    CallFailed,
     Case,
     Driver,
     Environment,
@@ -26,12 +30,14 @@ from engine.slots.kind import (
     HeldSet,
     Preparation,
     Property,
+    Rewrites,
     Runner,
     Scalar,
     SlotKind,
     Suite,
     TensorSpec,
     Work,
+    bits,
 )
 from engine.slots.kinds.attention import lacking
 from engine.slots.quantization import Packed
@@ -51,6 +57,11 @@ FACES = 3.0
 than twice, 8 bits from 4 by twelve times."""
 
 GROUP = 64
+
+PARTS = 64
+"""Rows of a timed weight that another row may stand for in a call."""
+PART = 16
+"""One in so many columns of such a row is changed, next to each other: less is found by nobody who does not read them all."""
 
 
 class QuantizationKind(SlotKind):
@@ -138,6 +149,33 @@ class QuantizationKind(SlotKind):
             stored.append(dequant)
         return {"dequant": Held(torch.stack(stored), "private")}, None
 
+    def other(self, case: Case, held: HeldSet, source: Source) -> HeldSet | None:
+        """weight: the same with some elements of some rows in another order, so that scales and sizes stay what they are."""
+        if case["suite"] != "performance" or case["lookup"]:
+            return None
+        weight = held["weight"].tensor.clone()
+        _, outputs, inputs = weight.shape
+        generator = source.generator()
+        width = max(2, inputs // PART)
+        for matrix in weight:
+            for row in torch.randperm(outputs, generator=generator)[:PARTS].tolist():
+                first = source.integer(0, inputs // width - 1) * width
+                piece = matrix[row, first : first + width]
+                piece.copy_(piece.roll(source.integer(1, width - 1)))
+        return {"weight": Held(weight, "private")}
+
+    def parts(self, case: Case, held: HeldSet, other: HeldSet, runner: Runner) -> HeldSet:
+        """Private, for each weight NUMBER: NUMBER:rows int64[n] and NUMBER:dequant [n, inputs], the rows whose stored values differ; and for
+        each packed tensor NUMBER/NAME that differs: NUMBER/NAME:at, NUMBER/NAME:to, NUMBER/NAME:part, int64[elements], as in a rewrite and
+        which of the rows an element belongs to. Where that cannot be told, all rows are one part.
+
+        Raises CallFailed where the packed tensors have other names or shapes.
+        """
+        found: dict[str, Tensor] = {}
+        for number in range(int(case["weights"])):
+            found |= parts_of(number, case, held, other, runner)
+        return {name: Held(tensor, "private") for name, tensor in found.items()}
+
     def draw(self, case: Case, held: HeldSet, source: Source) -> Call:
         """x [weights * T, inputs], or ids int64[T]."""
         tokens = int(case["tokens"])
@@ -147,11 +185,26 @@ class QuantizationKind(SlotKind):
             return lookup_call(case, ids)
         dtype = TensorSpec((), case.dtype).torch_dtype
         size = (tokens * case["weights"], case["inputs"])
-        return linear_call(case, draw_tensor(source, size, dtype, case["device"], case["values"]))
+        call = linear_call(case, draw_tensor(source, size, dtype, case["device"], case["values"]))
+        for number in range(int(case["weights"])):
+            if f"{number}:rows" in held:
+                chosen, rewrites = drawn_parts(number, held, source)
+                call.rewrites |= rewrites
+                call.parts.append(chosen)
+        return call
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
-        """x times what is stored, in float32; for an embedding, its rows."""
-        return {"y": self.product(held["dequant"].tensor, call, torch.float32)}
+        """x times what is stored, in float32; for an embedding, its rows. `before`: the same without the call's rewrites."""
+        before = self.product(held["dequant"].tensor, call, torch.float32)
+        if not call.parts:
+            return {"y": before}
+        y = before.clone()
+        for number, (x, chosen, out) in enumerate(
+            zip(call.inputs["x"].chunk(len(call.parts)), call.parts, y.chunk(len(call.parts)), strict=True)
+        ):
+            rows = held[f"{number}:rows"].tensor[chosen]
+            out[:, rows] = linear(x, held[f"{number}:dequant"].tensor[chosen], torch.float32)
+        return {"y": y, "before": before}
 
     def plain(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The same with everything in the case's dtype."""
@@ -173,7 +226,13 @@ class QuantizationKind(SlotKind):
         expected: Mapping[str, Tensor],
         plain: Mapping[str, Tensor] | None,
     ) -> Finding | None:
-        """y by class."""
+        """y by class; and it must be nearer to what it is than to what it was before the call's rewrites."""
+        if "before" in expected:
+            change = expected["y"] - expected["before"]
+            middle = (expected["y"] + expected["before"]) / 2
+            # Else NaN, which every other comparison calls by its name.
+            if float((change * (got["y"].float() - middle)).sum()) < 0:
+                return stale(got["y"].float(), expected["y"], change)
         return compare_output(
             "y",
             got["y"],
@@ -285,6 +344,98 @@ def compare_stored(dequant: Tensor, weight: Tensor, quality_class: str) -> Findi
             f"{diagnosis(dequant, wanted)}"
         )
     return Finding(sentence, "dequant", (row, column), float(wanted[row, column]), float(dequant[row, column]))
+
+
+def parts_of(number: int, case: Case, held: HeldSet, other: HeldSet, runner: Runner) -> dict[str, Tensor]:
+    """What `QuantizationKind.parts` returns for one weight."""
+    prefix = f"{number}/"
+    packed = {name: item.tensor for name, item in held.items() if name.startswith(prefix) and item.access == "read"}
+    others = {name: item.tensor for name, item in other.items() if name.startswith(prefix) and item.access == "read"}
+    specs, wanted = ({name: TensorSpec.of(t) for name, t in some.items()} for some in (others, packed))
+    if specs != wanted:
+        raise CallFailed("pack gave tensors of other names, shapes or dtypes for another weight of the same shape.")
+    dequant, changed = held["dequant"].tensor[number], other["dequant"].tensor[number]
+    rows = (dequant != changed).any(1).nonzero().flatten()
+    found = {f"{number}:rows": rows, f"{number}:dequant": changed[rows].clone()}
+    part_of_row = torch.zeros(len(dequant), dtype=torch.int64, device=rows.device)
+    part_of_row[rows] = torch.arange(len(rows), device=rows.device)
+    separate = True
+    for name, tensor in packed.items():
+        at = (bits(tensor) != bits(others[name])).flatten().nonzero().flatten()
+        if not len(at):
+            continue
+        lines = line_of(at, tensor.shape, rows, len(dequant))
+        separate &= lines is not None
+        found |= {
+            f"{name}:at": at,
+            f"{name}:to": others[name].flatten()[at],
+            f"{name}:part": torch.zeros_like(at) if lines is None else part_of_row[lines],
+        }
+    if separate and len(rows) > 1:
+        # Half of the rows changed, the others not: what is stored of a row must not depend on others.
+        half = torch.arange(len(rows), device=rows.device) % 2 == 0
+        wanted_half = dequant.clone()
+        wanted_half[rows[half]] = changed[rows[half]]
+        # The runner holds the other weight: rewriting what stands there means putting back the rows that are not chosen.
+        rewrites = {}
+        for name in packed:
+            if f"{name}:at" in found:
+                back = ~half[found[f"{name}:part"]]
+                at = found[f"{name}:at"][back]
+                rewrites[name] = (at, packed[name].flatten()[at])
+        spec = TensorSpec(tuple(dequant.shape), "float32")
+        call = Call("dequant", {"of": prefix}, {}, {"weight": spec}, rewrites=rewrites)
+        separate = torch.equal(runner.run(call)["weight"].to(dequant.device), wanted_half)
+    if not separate:
+        for name in packed:
+            if f"{name}:at" in found:
+                found[f"{name}:part"] = torch.zeros_like(found[f"{name}:at"])
+        found[f"{number}:whole"] = torch.ones(1)
+    return found
+
+
+def line_of(at: Tensor, shape: torch.Size, rows: Tensor, outputs: int) -> Tensor | None:
+    """For each flat place in a tensor, the row of the weight that it belongs to: its index in the first dimension that has as many entries
+    as the weight has rows and in which only `rows` appear; None where there is none.
+    """
+    stride = 1
+    strides = []
+    for size in reversed(shape):
+        strides.append(stride)
+        stride *= size
+    for size, stride in zip(shape, reversed(strides), strict=True):
+        if size == outputs:
+            lines = at // stride % size
+            if bool(torch.isin(lines, rows).all()):
+                return lines
+    return None
+
+
+def drawn_parts(number: int, held: HeldSet, source: Source) -> tuple[Tensor, Rewrites]:
+    """Which of the rows that may change do in one call, bool[n], and the rewrites for it."""
+    rows = held[f"{number}:rows"].tensor
+    count = 1 if f"{number}:whole" in held else len(rows)
+    chosen = (torch.rand(count, generator=source.generator()) < 0.5).to(rows.device)
+    rewrites = {}
+    for name, item in held.items():
+        if name.startswith(f"{number}/") and name.endswith(":part"):
+            packed = name.removesuffix(":part")
+            these = chosen[item.tensor]
+            rewrites[packed] = (held[f"{packed}:at"].tensor[these], held[f"{packed}:to"].tensor[these])
+    return chosen.expand(len(rows)), rewrites
+
+
+def stale(y: Tensor, expected: Tensor, change: Tensor) -> Finding:
+    """The finding for a product with weights as they were in another call."""
+    at = unravel(int((change * (expected - y)).flatten().argmax()), y.shape)
+    return Finding(
+        f"y is what the weights of another call give: at {list(at)} it is {float(y[at]):.6g}, expected {float(expected[at]):.6g}. Between calls "
+        "a few rows of what is stored change; nothing that was unpacked in one call may serve another.",
+        "y",
+        at,
+        float(expected[at]),
+        float(y[at]),
+    )
 
 
 def linear_call(case: Case, x: Tensor) -> Call:

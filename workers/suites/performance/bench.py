@@ -183,7 +183,8 @@ class Course:
 
     def _settled(self, host: SteadyHost, name: SideName) -> dict[str, HeldSet]:
         settled: dict[str, HeldSet] = {}
-        for case_name, held in prepared(self.trial, host, list(self.cases.values()), "performance").items():
+        all_held, others = prepared(self.trial, host, list(self.cases.values()), "performance")
+        for case_name, held in all_held.items():
             if isinstance(held, CallFailed):
                 raise held
             case = self.cases[case_name]
@@ -191,17 +192,24 @@ class Course:
             settled[case_name] = held
             if not self._settles:
                 continue
-            host.hold(held)
-            more, finding = self.kind.settle(case, self.header, held, host)
-            if finding is not None:
-                raise Wrong(finding, case_name, recipe=recipe_of(case, "performance", case_name, "held"))
-            settled[case_name] = held | more
+            settled[case_name] = held = self._checked(host, case, held)
             if name == "head":
-                figures = self.kind.figures(case, settled[case_name])
+                figures = self.kind.figures(case, held)
                 faces = self.kind.two_faced(self.trial.model_figures, figures)
                 if faces is not None:
                     raise Wrong(faces, case_name, "two_faces")
+            if case_name in others:
+                other = self._checked(host, case, others.pop(case_name))
+                settled[case_name] = held | self.kind.parts(case, held, other, host)
         return settled
+
+    def _checked(self, host: SteadyHost, case: Case, held: HeldSet) -> HeldSet:
+        """Has the host hold what was prepared, and the kind check it."""
+        host.hold(held)
+        more, finding = self.kind.settle(case, self.header, held, host)
+        if finding is not None:
+            raise Wrong(finding, case.name, recipe=recipe_of(case, "performance", case.name, "held"))
+        return held | more
 
     def _draw(self, case_name: str, held: HeldSet, *labels: str | int) -> Call:
         return self.kind.draw(self.cases[case_name], held, self.source.child(case_name, *labels))

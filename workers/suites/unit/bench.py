@@ -27,7 +27,7 @@ class UnitBench:
     @cached_property
     def _prepared(self) -> dict[str, HeldSet | CallFailed]:
         cases = [self.varied(case) for case in self.parameters()["case"]]
-        return prepared(self.trial, self.host, cases, "unit")
+        return prepared(self.trial, self.host, cases, "unit")[0]
 
     def varied(self, case: Case) -> Case:
         """The case as this attempt sees it."""

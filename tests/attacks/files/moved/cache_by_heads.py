@@ -1,7 +1,6 @@
 # /// attack
 # expect = ["failed", "tampered"]
 # suites = ["performance"]
-# unstopped = "A copy derived from held tensors is private memory of the host, which allocators hide from any meter."
 # ///
 # /// swapbench
 # kind = "attention"
@@ -18,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from engine.attention.sdpa import Sdpa
 from engine.slots.registry import register
 
-LARGE = 3_000_000
+LARGE = 1_000_000
 copies = {}
 
 

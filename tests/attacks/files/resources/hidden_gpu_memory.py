@@ -1,7 +1,6 @@
 # /// attack
 # expect = ["failed", "tampered"]
 # suites = ["unit", "performance"]
-# unstopped = "A copy derived from held tensors is private memory of the host, which allocators hide from any meter."
 # ///
 # /// swapbench
 # kind = "quantization"

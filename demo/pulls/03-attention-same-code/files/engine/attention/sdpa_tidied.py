@@ -10,12 +10,19 @@
 # ///
 """The default attention again, with other names. Nothing about its speed should change, and the judge should say so."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.slots.attention import AttentionShape, StandardKV, StepMeta
 from engine.slots.registry import register
+
+WITHOUT_PLAN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+WITH_PLAN = [SDPBackend.CUDNN_ATTENTION, *WITHOUT_PLAN]
+PLAN_PAYS_FROM = 16384
 
 
 @register("attention", "sdpa-tidied")
@@ -26,39 +33,58 @@ class TidiedSdpa(StandardKV):
         super().__init__(shape)
         self.fresh_counts: list[int] = []
         self.lengths: list[int] = []
+        self.page_runs: list[slice | Tensor] = []
 
     def plan(self, meta: StepMeta) -> None:
-        """Reads the lengths back to the host, once for all layers."""
+        """Reads the lengths and the pages back to the host, once for all layers."""
         self.fresh_counts = meta.cu_q.diff().tolist()
         self.lengths = meta.kv_len.tolist()
+        self.page_runs = []
+        for row, length in zip(meta.block_table, self.lengths, strict=True):
+            held_pages = row[: -(-length // meta.block_size)]
+            pages = held_pages.tolist()
+            # Pages in a row, which a fresh cache hands out, are read where they lie; others are gathered.
+            adjacent = pages == list(range(pages[0], pages[0] + len(pages)))
+            self.page_runs.append(slice(pages[0], pages[0] + len(pages)) if adjacent else held_pages)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
-        """q [T, q_heads, head_dim] -> [T, q_heads, head_dim]."""
+        """Returns [T, q_heads, head_dim]."""
+        with choosing_from(WITHOUT_PLAN, q):
+            return torch.cat(self.answer_each(q, kv, meta))
+
+    def answer_each(self, q: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
+        """[fresh, q_heads, head_dim] for each sequence."""
         answers = []
-        parts = zip(q.split(self.fresh_counts), self.fresh_counts, self.lengths, strict=True)
-        for row, (asking, fresh, length) in enumerate(parts):
-            held_pages = meta.block_table[row, : -(-length // meta.block_size)]
-            keys, values = kv[:, held_pages].flatten(1, 2)[:, :length].transpose(1, 2)
+        for asking, fresh, length, pages in zip(
+            q.split(self.fresh_counts), self.fresh_counts, self.lengths, self.page_runs, strict=True
+        ):
+            keys, values = kv[:, pages].flatten(1, 2)[:, :length].transpose(1, 2)
             visible = None if fresh == 1 or fresh == length else self.visible(fresh, length, q.device)
             if self.shape.window is not None and length > self.shape.window:
                 visible = self.visible(fresh, length, q.device)
-            answer = scaled_dot_product_attention(
-                asking.transpose(0, 1)[None],
-                keys[None].to(q.dtype),
-                values[None].to(q.dtype),
-                attn_mask=visible,
-                is_causal=visible is None and fresh > 1,
-                scale=self.shape.scale,
-                enable_gqa=self.shape.q_heads != self.shape.kv_heads,
-            )
+            with nullcontext() if visible is None and fresh < PLAN_PAYS_FROM else choosing_from(WITH_PLAN, q):
+                answer = scaled_dot_product_attention(
+                    asking.transpose(0, 1)[None],
+                    keys[None].to(q.dtype),
+                    values[None].to(q.dtype),
+                    attn_mask=visible,
+                    is_causal=visible is None and fresh > 1,
+                    scale=self.shape.scale,
+                    enable_gqa=self.shape.q_heads != self.shape.kv_heads,
+                )
             answers.append(answer[0].transpose(0, 1))
-        return torch.cat(answers)
+        return answers
 
     def visible(self, fresh: int, length: int, device: torch.device) -> Tensor:
-        """bool[fresh, length]: which position each new token may read."""
+        """bool[fresh, length]: which position each fresh token may read."""
         asks = torch.arange(length - fresh, length, device=device)[:, None]
         held = torch.arange(length, device=device)
-        visible = held <= asks
+        visible_keys = held <= asks
         if self.shape.window is not None:
-            visible &= held > asks - self.shape.window
-        return visible
+            visible_keys &= held > asks - self.shape.window
+        return visible_keys
+
+
+def choosing_from(allowed_kernels: list[SDPBackend], q: Tensor) -> AbstractContextManager[None]:
+    """Has SDPA choose among these kernels on CUDA; elsewhere there is nothing to choose."""
+    return sdpa_kernel(allowed_kernels) if q.is_cuda else nullcontext()

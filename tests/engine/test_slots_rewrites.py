@@ -1,0 +1,189 @@
+"""What is held changes a little from call to call: a copy that an implementation keeps of it is found out, and an honest one is not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from engine.slots import registry
+from engine.slots.inprocess import judge_case
+from engine.slots.kind import CallFailed, Case, bits, kind_named, rewritten
+from engine.slots.kinds.quantization import PARTS, line_of
+from engine.slots.source import Source
+from engine.workloads.linear import LinearWorkload
+from tests.engine.judging import CPU, header
+
+ATTACKS = Path(__file__).resolve().parents[1] / "attacks/files"
+QUANTIZATION = kind_named("quantization")
+
+
+def small(tokens: int = 3, weights: int = 2) -> Case:
+    workload = LinearWorkload("small", tokens, 96, 256, weights)
+    return QUANTIZATION.case(workload, "float32", "cpu", "performance")  # type: ignore[attr-defined, no-any-return]
+
+
+class Int8:
+    """An honest implementation, a row at a time."""
+
+    def pack(self, weight: Tensor) -> dict[str, Tensor]:
+        scale = (weight.abs().amax(1) / 127).clamp_(min=1e-12)
+        return {"q": (weight / scale[:, None]).round().to(torch.int8), "scale": scale}
+
+    def linear(self, x: Tensor, packed: dict[str, Tensor]) -> Tensor:
+        return linear(x, self.dequant(packed))
+
+    def dequant(self, packed: dict[str, Tensor]) -> Tensor:
+        return packed["q"].float() * packed["scale"][:, None]
+
+
+class Transposed(Int8):
+    """The same with rows and columns the other way round."""
+
+    def pack(self, weight: Tensor) -> dict[str, Tensor]:
+        packed = super().pack(weight)
+        return {"q": packed["q"].T.contiguous(), "scale": packed["scale"]}
+
+    def dequant(self, packed: dict[str, Tensor]) -> Tensor:
+        return packed["q"].T.float() * packed["scale"][:, None]
+
+
+class Entangled(Int8):
+    """Every stored byte depends on every weight."""
+
+    def pack(self, weight: Tensor) -> dict[str, Tensor]:
+        packed = super().pack(weight)
+        key = torch.tensor(int(packed["q"].long().mul(torch.arange(256)).sum()) % 255 + 1).to(torch.uint8)
+        return {**packed, "q": packed["q"].view(torch.uint8) ^ key, "key": key[None]}
+
+    def dequant(self, packed: dict[str, Tensor]) -> Tensor:
+        return (packed["q"] ^ packed["key"]).view(torch.int8).float() * packed["scale"][:, None]
+
+
+class KeepsByPointer(Int8):
+    """Unpacks once."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Any, Tensor] = {}
+
+    def key(self, packed: dict[str, Tensor]) -> Any:
+        return packed["q"].data_ptr()
+
+    def linear(self, x: Tensor, packed: dict[str, Tensor]) -> Tensor:
+        key = self.key(packed)
+        if key not in self.kept:
+            self.kept[key] = self.dequant(packed).clone()
+        return linear(x, self.kept[key])
+
+
+class KeepsBySample(KeepsByPointer):
+    """Unpacks again where a sample of what is stored is new: every 6007th byte."""
+
+    def key(self, packed: dict[str, Tensor]) -> Any:
+        return packed["q"].data_ptr(), bytes(packed["q"].flatten()[::6007].numpy())
+
+
+class SizesFollowValues(Int8):
+    def pack(self, weight: Tensor) -> dict[str, Tensor]:
+        order = torch.zeros(1 + int(weight.flatten().mul(torch.arange(weight.numel()) % 7).sum().abs() * 1e6) % 64)
+        return {**super().pack(weight), "order": order}
+
+
+@pytest.mark.parametrize("implementation", [Int8, Transposed, Entangled])
+@pytest.mark.parametrize("weights", [1, 2])
+def test_honest_layouts_are_right_whatever_changes(implementation: type[Any], weights: int) -> None:
+    about = header("quantization", "Q8")
+    for seed in range(4):
+        case = small(weights=weights)
+        assert judge_case(QUANTIZATION, about, case, implementation, Source(bytes([seed])), calls=6, timed=True) is None
+
+
+@pytest.mark.parametrize("implementation", [KeepsByPointer, KeepsBySample])
+@pytest.mark.parametrize("quality_class", ["E", "Q8", "Q4"])
+def test_weights_kept_from_another_call_are_found_out(implementation: type[Any], quality_class: str) -> None:
+    about = header("quantization", quality_class)
+    if quality_class == "E":
+        # Exactly stored: the weight itself.
+        implementation = type(
+            "Exact",
+            (implementation,),
+            {"pack": lambda self, weight: {"q": weight.clone()}, "dequant": lambda self, packed: packed["q"].float()},
+        )
+    found = judge_case(QUANTIZATION, about, small(), implementation, Source(b"kept"), calls=8, timed=True)
+    assert found is not None
+    assert "y is what the weights of another call give" in found.sentence
+
+
+def test_sizes_must_follow_from_the_shape() -> None:
+    with pytest.raises(CallFailed, match="names, shapes or dtypes"):
+        judge_case(QUANTIZATION, header("quantization", "Q8"), small(), SizesFollowValues, Source(b"sizes"))
+
+
+@pytest.mark.parametrize("file", ["moved/unpacked_weights.py", "moved/cache_by_heads.py"])
+def test_attacks_that_keep_a_copy_are_found_out_over_published_workloads(file: str) -> None:
+    about, implementation = registry.load_file(ATTACKS / file)
+    kind = kind_named(about.kind)
+    findings = [
+        judge_case(kind, about, case, implementation, Source(b"attack"), calls=4, timed=True)
+        for case in kind.cases("performance", about, CPU)
+    ]
+    assert any(finding is not None for finding in findings)
+
+
+def test_a_row_is_found_in_whichever_dimension_it_lies() -> None:
+    rows = torch.tensor([3, 7])
+    first = torch.tensor([3 * 6 + 1, 7 * 6 + 5])
+    assert line_of(first, torch.Size([10, 6]), rows, 10).tolist() == [3, 7]  # type: ignore[union-attr]
+    second = torch.tensor([2 * 10 + 3, 5 * 10 + 7])
+    assert line_of(second, torch.Size([6, 10]), rows, 10).tolist() == [3, 7]  # type: ignore[union-attr]
+    assert line_of(torch.tensor([4]), torch.Size([10, 6]), rows, 10) is None
+    assert line_of(torch.tensor([4]), torch.Size([5, 12]), rows, 10) is None
+
+
+def test_rows_that_are_stored_apart_change_apart() -> None:
+    case = QUANTIZATION.vary(small(), Source(b"vary"))
+    separate = [chosen.float().mean() for chosen in parts_in_calls(case, Int8)]
+    assert 0.3 < float(torch.stack(separate).mean()) < 0.7
+    assert all(0 < share < 1 for share in separate)
+    # Otherwise all change or none does.
+    assert {float(chosen.float().mean()) for chosen in parts_in_calls(case, Entangled)} == {0.0, 1.0}
+
+
+def parts_in_calls(case: Case, implementation: type[Any]) -> list[Tensor]:
+    from engine.slots.inprocess import InProcess
+    from engine.slots.kind import Held
+
+    held = QUANTIZATION.held(case, Source(b"held"))
+    other = QUANTIZATION.other(case, held, Source(b"other"))
+    assert other is not None
+    for one in (held, other):
+        runner = InProcess(QUANTIZATION, implementation)
+        preparation = QUANTIZATION.preparation(case, one)
+        assert preparation is not None
+        one.update({name: Held(value, "read") for name, value in runner.prepare(preparation).items()})
+        runner.hold(one)
+        more, finding = QUANTIZATION.settle(case, header("quantization", "Q8"), one, runner)
+        assert finding is None
+        one.update(more)
+    held.update(QUANTIZATION.parts(case, held, other, runner))
+    assert len(held["0:rows"].tensor) == PARTS
+    calls = [QUANTIZATION.draw(case, held, Source(bytes([n]))) for n in range(10)]
+    return [chosen for call in calls for chosen in call.parts]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool])
+def test_rewriting_is_undone(dtype: torch.dtype) -> None:
+    held = {"w": torch.randn(4, 6).to(dtype)}
+    before = held["w"].clone()
+    other = torch.full((3,), 2.0).to(dtype)
+
+    def within() -> None:
+        with rewritten(held, {"w": (torch.tensor([0, 7, 23]), other)}):
+            assert bits(held["w"]).view(-1)[7] == bits(other)[0]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        within()
+    assert torch.equal(bits(held["w"]), bits(before))

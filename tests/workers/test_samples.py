@@ -1,0 +1,42 @@
+"""The demo's sample pull requests are what they say they are."""
+
+import ast
+import dis
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SAME = ROOT / "demo/pulls/03-attention-same-code/files/engine/attention/sdpa_tidied.py"
+DEFAULT = ROOT / "engine/attention/sdpa.py"
+
+
+def instructions(path: Path) -> list[list[str]]:
+    """The operations of each function in a file, in order, without names and texts."""
+
+    def functions(code: CodeType) -> Iterator[CodeType]:
+        yield code
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                yield from functions(constant)
+
+    tree = ast.parse(path.read_text())
+    # What a module says of itself is no part of what it does.
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]
+    return [[step.opname for step in dis.get_instructions(code)] for code in functions(compile(tree, "file", "exec"))]
+
+
+def test_the_sample_of_the_same_code_does_what_the_default_does_step_by_step() -> None:
+    assert instructions(SAME) == instructions(DEFAULT)
+    assert SAME.read_text() != DEFAULT.read_text()
+
+
+def test_another_step_would_be_noticed(tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(
+        DEFAULT.read_text().replace("torch.cat(self.each(q, kv, meta))", "torch.cat([*self.each(q, kv, meta)])")
+    )
+    with pytest.raises(AssertionError):
+        assert instructions(other) == instructions(DEFAULT)
