@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.slots import fragments
+from engine.slots import fragments, tiles
 from engine.slots.launch import overlapping
 from engine.slots.quantization import Packed
 from engine.slots.registry import register
@@ -25,10 +25,14 @@ try:
     import triton.language as tl
 
     from engine.slots.fragments import product, store_fragments
+    from engine.slots.tiles import store_part
 except ImportError:  # torch for the CPU comes without it; nothing below is then called on a CUDA tensor
     triton = None
 
 GROUP = 64
+
+MAX_TOKENS = 128
+"""Up to so many tokens a GPU multiplies packed weights; beyond, unpacking the weight once costs less."""
 
 ROW_BLOCK = 64
 """PyTorch's CPU kernel stores whole blocks of so many rows one after the other."""
@@ -154,11 +158,13 @@ def cuda_linear(x: Tensor, words: Tensor, scale: Tensor) -> Tensor:
     """x [T, in] times the unpacked weight transposed, on the GPU: [T, out]."""
     tokens = len(x)
     outputs, groups = scale.shape
-    if not fragments.serves(x):
+    if not fragments.serves(x, MAX_TOKENS):
         return functional.linear(x, cuda_rows(words, scale, None, x.dtype))
+    if tokens > fragments.MAX_TOKENS:
+        return multiply_tiles(x, words, scale)
     y = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
     # Few rows are shared out among many warps: too few of them cannot keep the memory busy.
-    warps = 4 if tokens > 16 or outputs > 8192 else 8 if outputs > 4096 else 16
+    warps = 4 if outputs > 8192 else 8 if outputs > 4096 else 16
     # With one register more than 64 only one program of 16 warps fits into a multiprocessor instead of two.
     limit = {"maxnreg": 64} if tokens <= 8 and not torch.compiler.is_compiling() else {}
     product_kernel[(triton.cdiv(outputs, fragments.ROWS),)](
@@ -169,7 +175,7 @@ def cuda_linear(x: Tensor, words: Tensor, scale: Tensor) -> Tensor:
         tokens,
         outputs,
         groups,
-        TILES=fragments.tiles(tokens),
+        TILES=fragments.eights(tokens),
         WARPS=warps,
         WIDEN=WIDEN[x.dtype],
         PRODUCT=fragments.PRODUCT[x.dtype],
@@ -180,13 +186,38 @@ def cuda_linear(x: Tensor, words: Tensor, scale: Tensor) -> Tensor:
     return y
 
 
+def multiply_tiles(x: Tensor, words: Tensor, scale: Tensor) -> Tensor:
+    """`cuda_linear` of tens of tokens, up to MAX_TOKENS (see engine.slots.tiles)."""
+    tokens = len(x)
+    outputs, groups = scale.shape
+    width = tiles.tile(tokens)
+    warps = 4 if width <= 64 else 8
+    parts = tiles.empty_parts(x, outputs, 8 // warps)
+    tiles_kernel[(triton.cdiv(outputs, tiles.ROWS), len(parts))](
+        tiles.by_place(x, 4),
+        words.view(torch.int16),
+        scale,
+        parts,
+        tokens,
+        outputs,
+        groups,
+        triton.cdiv((groups + 1) // 2, len(parts)),
+        ROWS=tiles.ROWS,
+        TOKENS=width,
+        PLACES=PLACES[x.dtype],
+        num_warps=warps,
+        **overlapping(x),
+    )
+    return tiles.added(parts, x)
+
+
 def cuda_rows(words: Tensor, scale: Tensor, ids: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The rows `ids` of the weight, or all, on the GPU: [rows, in] in `dtype`."""
-    groups, count = scale.shape[1], words.shape[1]
+    groups, count = scale.shape[1], 2 * words.shape[1]
     rows = len(words) if ids is None else len(ids)
     weight = torch.empty((rows, groups * GROUP), dtype=dtype, device=words.device)
     unpack_kernel[(rows, triton.cdiv(count, 256))](
-        words,
+        words.view(torch.int32),
         scale,
         words if ids is None else ids,
         weight,
@@ -213,10 +244,17 @@ def widening(magic: int, offset: int, kind: str) -> str:
     return "{" + " ".join(lines) + "}"
 
 
-WIDEN = {
-    torch.bfloat16: widening(0x43004300, 0xC308C308, "bf16x2"),
-    torch.float16: widening(0x64006400, 0xE408E408, "f16x2"),
-}
+def widening_place(place: int, magic: int, offset: int, kind: str) -> str:
+    """The PTX that makes $0, a pair of numbers as in `widening`, of nibble `place` of two int16, $1."""
+    lines = [".reg .b32 t, offset;", f"mov.b32 offset, {offset:#x}; shr.u32 t, $1, {4 * place};"]
+    lines.append(f"lop3.b32 t, t, 0x000f000f, {magic:#x}, 0xea;")  # t & mask | magic
+    lines.append(f"add.rn.{kind} $0, t, offset;")
+    return "{" + " ".join(lines) + "}"
+
+
+FLOATS = {torch.bfloat16: (0x43004300, 0xC308C308, "bf16x2"), torch.float16: (0x64006400, 0xE408E408, "f16x2")}
+WIDEN = {dtype: widening(*floats) for dtype, floats in FLOATS.items()}
+PLACES = {dtype: tuple(widening_place(n, *floats) for n in range(4)) for dtype, floats in FLOATS.items()}
 
 
 if triton is not None:
@@ -314,19 +352,72 @@ if triton is not None:
         kinds: tl.constexpr = (tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32)
         return tl.inline_asm_elementwise(ASM, "=r,=r,=r,=r,=r,=r,=r,=r,l", [words], dtype=kinds, is_pure=True, pack=1)
 
+    @triton.jit(do_not_specialize=["tokens", "steps"])
+    def tiles_kernel(
+        x,
+        words,
+        scale,
+        parts,
+        tokens,
+        outputs,
+        groups,
+        steps,
+        ROWS: tl.constexpr,
+        TOKENS: tl.constexpr,
+        PLACES: tl.constexpr,
+        OVERLAP: tl.constexpr,
+    ):
+        """ROWS outputs of up to TOKENS tokens, over one share of a row's pairs of groups: `steps` of them.
+
+        Scales are on their way while the groups before are multiplied.
+        """
+        if OVERLAP:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
+        pairs = (groups + 1) // 2
+        top = tl.program_id(0) * ROWS
+        row = tl.minimum(tl.arange(0, ROWS), outputs - 1 - top)
+        token = tl.arange(0, TOKENS)
+        k = tl.arange(0, 16)  # of a group's int16, which lie by four beside four of the other group
+        at_w = words + top.to(tl.int64) * pairs * 32 + row[:, None] * (pairs * 32) + (k // 4 * 8 + k % 4)[None, :]
+        at_s = scale + top.to(tl.int64) * groups + row * groups
+        at_x = x + token[None, :] * (groups * 16) + k[:, None]
+        total = tl.zeros((ROWS, TOKENS), dtype=tl.float32)
+        first = tl.program_id(1) * steps
+        s_even = tl.load(at_s + first * 2, mask=first * 2 < groups, other=0.0)
+        s_odd = tl.load(at_s + first * 2 + 1, mask=first * 2 + 1 < groups, other=0.0)
+        for pair in tl.range(first, tl.minimum(first + steps, pairs), num_stages=3):
+            s = (s_even, s_odd)
+            s_even = tl.load(at_s + pair * 2 + 2, mask=pair * 2 + 2 < groups, other=0.0)
+            s_odd = tl.load(at_s + pair * 2 + 3, mask=pair * 2 + 3 < groups, other=0.0)
+            for h in tl.static_range(2):
+                group = pair * 2 + h
+                inside = (token < tokens)[None, :] & (group < groups)
+                w = tl.load(at_w + pair * 32 + h * 4)
+                part = tl.zeros((ROWS, TOKENS), dtype=tl.float32)
+                for place in tl.static_range(4):
+                    b = tl.load(at_x + (place * tokens * groups + group) * 16, mask=inside, other=0.0)
+                    a = tl.inline_asm_elementwise(
+                        PLACES[place], "=r,r", [w], dtype=x.dtype.element_ty, is_pure=True, pack=2
+                    )
+                    part = tl.dot(a, b, part)
+                total += part * s[h].to(tl.float32)[:, None]
+        store_part(parts, total, top, tokens, outputs, ROWS, TOKENS)
+
     @triton.jit
     def unpack_kernel(words, scale, ids, weight, count, groups, CHOSEN: tl.constexpr, BLOCK: tl.constexpr):
-        """BLOCK of the `count` int64 of one row of the weight, of the one that `ids` names where it is CHOSEN."""
+        """BLOCK of the `count` int32 of one row of the weight, of the one that `ids` names where it is CHOSEN."""
         row = tl.program_id(0).to(tl.int64)
         to = weight + row * groups * 64
         if CHOSEN:
             row = tl.load(ids + row)
         at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        group = at // 8 * 2 + at % 2
+        group = at // 16 * 2 + at // 2 % 2
         known = (at < count) & (group < groups)
-        packed = tl.load(words + row * count + at, mask=known, other=0)
+        word = tl.load(words + row * count + at, mask=known, other=0)
         s = tl.load(scale + row * groups + group, mask=known, other=0.0).to(tl.float32)
-        column = group * 64 + at % 8 // 2 * 16
-        for n in tl.static_range(16):
-            q = (packed >> (32 * (n // 8) + 4 * (n % 8 // 2) + 16 * (n % 2))) & 15
-            tl.store(to + column + n, ((q - 8).to(tl.float32) * s).to(weight.dtype.element_ty), mask=known)
+        n = tl.arange(0, 8)  # An int32 has eight neighbouring columns.
+        q = (word[:, None] >> (4 * (n // 2) + 16 * (n % 2))[None, :]) & 15
+        column = group * 64 + at % 16 // 4 * 16 + at % 2 * 8
+        w = (q - 8).to(tl.float32) * s[:, None]
+        tl.store(to + column[:, None] + n[None, :], w.to(weight.dtype.element_ty), mask=known[:, None])

@@ -11,10 +11,13 @@ Which columns are multiplied in which order is free as long as weights and activ
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 # The kernels below are in Triton's dialect, which knows no types of Python's.
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from engine.slots import tiles
 from engine.slots.launch import overlapping
 
 try:
@@ -23,8 +26,11 @@ try:
 except ImportError:  # torch for the CPU comes without it; nothing below is then called
     triton = None
 
-MAX_TOKENS = 64
-"""Up to so many tokens these kernels serve; beyond, unpacking the weight once costs little beside the product."""
+MAX_TOKENS = 16
+"""Up to so many tokens these kernels serve; with more, they would read the activations too often."""
+
+MAX_TOKENS_OF_BYTES = 8
+"""Up to so many tokens `bytes_kernel` is faster than the one of `engine.slots.tiles`."""
 
 ROWS = 16
 """Rows of the weight that a warp takes."""
@@ -33,22 +39,31 @@ BLOCK = 2048
 """Columns of a row that are multiplied at a time where there is one token: 16 for each of 128 threads."""
 
 
-def serves(x: Tensor) -> bool:
-    """Whether these kernels multiply `x` [T, in]: on CUDA, in 16 bits, of few tokens."""
-    return x.is_cuda and len(x) <= MAX_TOKENS and x.dtype in PRODUCT
+class Bytes(NamedTuple):
+    """How weights of one byte become 16-bit floats in registers: PTX by the dtype of the activations."""
+
+    run: dict[torch.dtype, str]
+    """Turns $4, an int64 of eight bytes, into $0 to $3, each two of them in order as floats."""
+
+    places: dict[torch.dtype, tuple[str, str]]
+    """See `tiles.multiply_bytes`."""
 
 
-def tiles(tokens: int) -> int:
+def serves(x: Tensor, most: int) -> bool:
+    """Whether kernels for tensor cores multiply `x` [T, in]: on CUDA, in 16 bits, of `most` tokens at most."""
+    return x.is_cuda and len(x) <= most and x.dtype in PRODUCT
+
+
+def eights(tokens: int) -> int:
     """Products of eight tokens that hold `tokens`, a power of two."""
     return 1 << ((tokens + 7) // 8 - 1).bit_length()
 
 
-def multiply_bytes(x: Tensor, q: Tensor, scale: Tensor, kind: dict[torch.dtype, str]) -> Tensor:
+def multiply_bytes(x: Tensor, q: Tensor, scale: Tensor, kind: Bytes) -> Tensor:
     """x [T, in] times (q * scale)^T for q [out, in] of int8 or float8_e4m3fn and scale [out], on a GPU: [T, out].
 
-    `kind` is INT8 or E4M3: by the dtype of x, the PTX that turns $4, an int64 of eight bytes, into $0 to $3, each two of
-    them in order as floats of that dtype. One token needs no tensor cores: for bytes, plain arithmetic keeps up with the
-    memory. Where these kernels do not serve, the weight is unpacked before it is used.
+    `kind` is INT8 or E4M3. One token needs no tensor cores: for bytes, plain arithmetic keeps up with the memory. For
+    more tokens than tiles serve, and where no kernel does, the weight is unpacked before it is used.
     """
     outputs, inputs = q.shape
     tokens = len(x)
@@ -59,11 +74,13 @@ def multiply_bytes(x: Tensor, q: Tensor, scale: Tensor, kind: dict[torch.dtype, 
             x.contiguous(), q, scale, y, inputs, BLOCK=BLOCK, EVEN=even, num_warps=4, **overlapping(x)
         )
         return y
-    if not serves(x) or inputs % 16:
+    if serves(x, tiles.MAX_TOKENS) and tokens > MAX_TOKENS_OF_BYTES and inputs % 32 == 0:
+        return tiles.multiply_bytes(x, q, scale, kind.places[x.dtype])
+    if not serves(x, MAX_TOKENS) or inputs % 16:
         return multiply_unpacked(x, q, scale)
     y = torch.empty((tokens, outputs), dtype=x.dtype, device=x.device)
     # Few rows are shared out among many warps: too few of them cannot keep the memory busy.
-    warps = 4 if tokens > 16 else 16 if outputs < 8192 else 8
+    warps = 16 if outputs < 8192 else 8
     bytes_kernel[(triton.cdiv(outputs, ROWS),)](
         x.contiguous().view(torch.int64),
         q.view(torch.int64),
@@ -72,9 +89,9 @@ def multiply_bytes(x: Tensor, q: Tensor, scale: Tensor, kind: dict[torch.dtype, 
         tokens,
         outputs,
         inputs // 16,
-        TILES=tiles(tokens),
+        TILES=eights(tokens),
         WARPS=warps,
-        WIDEN=kind[x.dtype],
+        WIDEN=kind.run[x.dtype],
         PRODUCT=PRODUCT[x.dtype],
         num_warps=warps,
         **overlapping(x),
@@ -83,14 +100,14 @@ def multiply_bytes(x: Tensor, q: Tensor, scale: Tensor, kind: dict[torch.dtype, 
 
 
 def multiply_unpacked(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    """x [T, in] times (q * scale)^T by PyTorch: [T, out].
+    """x [T, in] times (q * scale)^T, the product by PyTorch: [T, out].
 
     Scaled afterwards, q being exact in any dtype; in float16, whose largest number is 65504, before: a sum of unscaled
     products is easily larger.
     """
     if x.dtype == torch.float16:
-        return linear(x, q.to(x.dtype) * scale.to(x.dtype)[:, None])
-    return linear(x, q.to(x.dtype)) * scale.to(x.dtype)
+        return linear(x, tiles.unpack_bytes(q, scale, x.dtype))
+    return linear(x, tiles.unpack_bytes(q, None, x.dtype)) * scale.to(x.dtype)
 
 
 def multiplication(kind: str) -> str:
@@ -141,9 +158,9 @@ def float16_from_e4m3() -> str:
 PRODUCT = {torch.bfloat16: multiplication("bf16"), torch.float16: multiplication("f16")}
 """The PTX of a product by the dtype of its operands."""
 
-INT8 = {torch.bfloat16: from_int8("bf16x2"), torch.float16: from_int8("f16x2")}
-E4M3 = {torch.bfloat16: bfloat16_from_e4m3(), torch.float16: float16_from_e4m3()}
-"""What `multiply_bytes` takes for bytes of these kinds, by the dtype of the activations."""
+INT8 = Bytes({torch.bfloat16: from_int8("bf16x2"), torch.float16: from_int8("f16x2")}, tiles.INT8)
+E4M3 = Bytes({torch.bfloat16: bfloat16_from_e4m3(), torch.float16: float16_from_e4m3()}, tiles.E4M3)
+"""What `multiply_bytes` takes for bytes of these kinds."""
 
 
 if triton is not None:
