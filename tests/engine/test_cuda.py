@@ -1,5 +1,6 @@
 """On a GPU: recorded decode, paged kernels and overlapped launches give what the CPU gives."""
 
+import importlib
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from engine.generate import Engine, EngineError, Request
 from engine.loader import Random, load_model
 from engine.models.config import ModelConfig
 from engine.sampler import Sampling, best
+from engine.slots import tiles
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -60,23 +62,71 @@ def test_logits_are_those_of_the_cpu_in_prefill_and_decode(pair: tuple[Any, Any]
 def test_one_row_is_multiplied_as_many_are(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     generator = torch.Generator("cuda").manual_seed(0)
     weight = torch.randn(shape, device="cuda", generator=generator).mul_(shape[1] ** -0.5).to(dtype)
-    x = torch.randn(70, shape[1], device="cuda", generator=generator).to(dtype)
+    x = torch.randn(257, shape[1], device="cuda", generator=generator).to(dtype)
     scheme = bind.implementation("quantization", name, dtype, torch.device("cuda"))()
     packed = scheme.pack(weight)
     wanted = x.float() @ scheme.dequant(packed).T
-    for rows in (1, 3, 8, 17, 64, 70):
+    for rows in (1, 3, 8, 16, 17, 33, 64, 65, 130, 257):
         error = (scheme.linear(x[:rows], packed).float() - wanted[:rows]).norm() / wanted[:rows].norm()
         assert error < (0.05 if name == "fp8_dynamic" else 0.01), rows
+
+
+@pytest.mark.parametrize("name", ["int8wo", "fp8wo"])
+@pytest.mark.parametrize("inputs", [333, 336])
+def test_bytes_are_multiplied_whatever_the_number_of_columns(name: str, inputs: int) -> None:
+    scheme = bind.implementation("quantization", name, torch.bfloat16, torch.device("cuda"))()
+    packed = scheme.pack(torch.randn(50, inputs, device="cuda").bfloat16())
+    x = torch.randn(257, inputs, device="cuda").bfloat16()
+    wanted = x.float() @ scheme.dequant(packed).T
+    for rows in (1, 16, 33, 64, 65, 257):
+        assert (scheme.linear(x[:rows], packed).float() - wanted[:rows]).norm() / wanted[:rows].norm() < 0.01, rows
+
+
+@pytest.mark.parametrize("name", ["int8wo", "int4wo", "fp8wo"])
+def test_float32_keeps_its_precision(name: str) -> None:
+    scheme = bind.implementation("quantization", name, torch.float32, torch.device("cuda"))()
+    packed = scheme.pack(torch.randn(97, 320, device="cuda"))
+    x = torch.randn(130, 320, device="cuda")
+    wanted = x @ scheme.dequant(packed).T
+    for rows in (1, 33, 130):
+        assert (scheme.linear(x[:rows], packed) - wanted[:rows]).norm() / wanted[:rows].norm() < 1e-5, rows
+
+
+@pytest.mark.parametrize("name", ["int8wo", "int4wo", "fp8wo"])
+def test_columns_that_are_shared_out_are_added_in_the_same_order(name: str) -> None:
+    scheme = bind.implementation("quantization", name, torch.bfloat16, torch.device("cuda"))()
+    packed = scheme.pack(torch.randn(300, 4096, device="cuda").bfloat16())
+    x = torch.randn(100, 4096, device="cuda").bfloat16()
+    y = scheme.linear(x, packed)
+    assert all(torch.equal(y, scheme.linear(x, packed)) for _ in range(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_unpacked_bytes_are_those_of_pytorch(kind: torch.dtype, dtype: torch.dtype) -> None:
+    q = torch.randint(-127, 128, (37, 333), device="cuda").to(kind)
+    scale = torch.rand(37, device="cuda").to(dtype)
+    assert torch.equal(tiles.unpack_bytes(q, None, dtype), q.to(dtype))
+    assert torch.equal(tiles.unpack_bytes(q, scale, dtype), q.to(dtype) * scale[:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(37, 320), (5, 4096)])
+def test_unpacked_int4_is_what_was_packed(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    scheme = bind.implementation("quantization", "int4wo", dtype, torch.device("cuda"))
+    packed = scheme().pack(torch.randn(shape, device="cuda").to(dtype))
+    rows = importlib.import_module(scheme.__module__).cuda_rows(packed["words"], packed["scale"], None, dtype)
+    assert torch.equal(rows, scheme().dequant(packed).to(dtype))
 
 
 @pytest.mark.parametrize("name", ["int8wo", "int4wo", "fp8wo", "fp8_dynamic"])
 def test_float16_holds_what_large_activations_give(name: str) -> None:
     weight = torch.randn(256, 4096, device="cuda").mul_(4096**-0.5).half()
-    x = torch.randn(70, 4096, device="cuda").mul_(100.0).half()
+    x = torch.randn(257, 4096, device="cuda").mul_(100.0).half()
     scheme = bind.implementation("quantization", name, torch.float16, torch.device("cuda"))()
     packed = scheme.pack(weight)
     wanted = x.float() @ scheme.dequant(packed).T
-    for rows in (1, 9, 70):
+    for rows in (1, 9, 70, 130, 257):
         y = scheme.linear(x[:rows], packed).float()
         assert (y - wanted[:rows]).norm() / wanted[:rows].norm() < 0.05, rows
 
