@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol
 
 import msgspec
@@ -70,7 +70,7 @@ class ReadyCall:
     """A call whose inputs lie in a sealed buffer and whose message is encoded, so that the clock sees only the call."""
 
     call: Call
-    seq: int
+    request: wire.Run
     message: bytes
     pack: Pack
     outputs: Pack
@@ -106,6 +106,7 @@ class HostClient:
         self._shared: dict[str, list[Pack]] = {}
         self._outputs: dict[tuple[tuple[str, TensorSpec], ...], Pack] = {}
         self._known_buffers: set[int] = set()
+        self._last: ReadyCall | None = None
         self._cpu_when_frozen: float | None = None
         self._ran_frozen = 0.0
 
@@ -128,6 +129,7 @@ class HostClient:
         self._held.clear()
         self._shared.clear()
         self._outputs.clear()
+        self._last = None
 
     def settle_down(self) -> None:
         """Returns once the host has imported what it needs and reads its messages."""
@@ -242,19 +244,28 @@ class HostClient:
                 [int.from_bytes(os.urandom(6), "big") % elements for _ in range(min(SAMPLE, elements))],
                 dtype=torch.int64,
             )
-        return ReadyCall(call, seq, wire.encode(message), pack, outputs, sample)
+        return ReadyCall(call, message, wire.encode(message), pack, outputs, sample)
 
-    def timed(self, ready: ReadyCall) -> Answer:
+    def again(self) -> None:
+        """Makes the last timed call once more, for what that leaves in the caches: nothing of it is timed, kept or compared.
+
+        The host cannot tell it from any other call.
+        """
+        assert self._last is not None
+        request = msgspec.structs.replace(self._last.request, seq=_new_seq())
+        self.timed(replace(self._last, request=request, message=wire.encode(request)), keep=False)
+
+    def timed(self, ready: ReadyCall, keep: bool = True) -> Answer:
         """Makes a call with the clock running from before the message is sent until a secret sample of the output is read.
 
-        What is held is rewritten as the call asks, and put back. Raises Tampered where the sample still held poison or the snapshot
+        What is held is rewritten as the call asks, and put back. Without `keep` the answer holds no outputs. Raises Tampered where the sample still held poison or the snapshot
         taken afterwards differs from it: the host acknowledged before it had finished.
         """
         views = {name: self._held[name].views[name] for name in ready.call.rewrites}
         with rewritten(views, ready.call.rewrites):
-            return self._timed(ready)
+            return self._timed(ready, keep)
 
-    def _timed(self, ready: ReadyCall) -> Answer:
+    def _timed(self, ready: ReadyCall, keep: bool = True) -> Answer:
         what = f"'{ready.call.operation}'"
         deadline = time.monotonic() + self.call_timeout
         if ready.outputs.buffer.number not in self._known_buffers:
@@ -277,8 +288,12 @@ class HostClient:
 
         self.calls_seconds += seconds
         clock.advance(seconds)
-        ready.pack.buffer.close()
-        _check_done(answer, ready.seq, what)
+        if self._last is not None and self._last.pack is not ready.pack:
+            self._last.pack.buffer.close()
+        self._last = ready
+        _check_done(answer, ready.request.seq, what)
+        if not keep:
+            return Answer(seconds, {})
         outputs = {name: view.clone() for name, view in ready.outputs.views.items()}
         for name, sample in seen.items():
             dtype = outputs[name].dtype

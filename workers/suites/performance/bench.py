@@ -345,9 +345,8 @@ class PairBench:
             answers[one].append(self._give_turn(one).timed(ready[one][len(answers[one])]))
 
         def find_the_caches(one: SideName) -> None:
-            """A call that was made before, once more; the first one of a turn comes from the warm-up."""
-            client = self._give_turn(one)
-            client.timed(client.ready(drawn[one][len(answers[one]) - 1].call))
+            """The call that was made before, once more; the first one of a turn comes from the warm-up."""
+            self._give_turn(one).again()
 
         def set_up() -> None:
             if len(answers[other]) > len(answers[side]):
