@@ -109,6 +109,7 @@ class Player:
     calls_seconds: float = 0.0
     call_timeout: float = 0.0
     used: float = 0.0
+    last: int = -1
 
     @property
     def process(self) -> "Player":
@@ -137,7 +138,11 @@ class Player:
         self.table.made.append((self.side, call))
         self.calls_seconds += 0.001
         self.used += 0.001 + self.spends_between_calls
+        self.last = call
         return Answer(0.001, {})
+
+    def again(self) -> None:
+        self.timed(self.last)
 
 
 class Rounds:
