@@ -30,7 +30,11 @@ COMMIT = "JUDGE_H100_COMMIT"
 """The commit of this tree, where git cannot tell."""
 SLOT = "JUDGE_H100_SLOT"
 """Steps that run at once have users of their own for their hosts, as accelerators have."""
-PATHS = {"norm": "engine/normalization/plain.py", "attention": "engine/attention/sdpa.py"}
+PATHS = {
+    "norm": "engine/normalization/plain.py",
+    "attention": "engine/attention/sdpa.py",
+    "int8": "engine/quantization/int8wo.py",
+}
 
 
 def laid_out(folder: Path, path: str, change: Callable[[str], str]) -> Any:
@@ -256,7 +260,7 @@ def overhead(out: Path) -> None:
     furnace = Furnace()
     hosts = Hosts(best_level(), where.threads, device="cuda")
     found: dict[str, Any] = {}
-    for kind_name, path in PATHS.items():
+    for kind_name, path in (("norm", PATHS["norm"]), ("attention", PATHS["attention"])):
         kind = kind_named("normalization" if kind_name == "norm" else kind_name)
         header = read_header(ROOT / path)
         _, implementation = load_file(ROOT / path)
@@ -413,6 +417,11 @@ def aa_all(out: Path) -> None:
     against_itself(out, "aa-attention-all", PATHS["attention"], 8)
 
 
+def aa_int8(out: Path) -> None:
+    """A/A: int8 weights against themselves, eight pairs at most."""
+    against_itself(out, "aa-int8", PATHS["int8"], 8)
+
+
 def aa_norm(out: Path) -> None:
     """A/A: the default normalization against itself, twelve pairs at most."""
     against_itself(out, "aa-norm", PATHS["norm"], 12)
@@ -446,7 +455,7 @@ def faster(out: Path) -> None:
 
 STEPS: dict[str, Callable[[Path], None]] = {
     step.__name__: step
-    for step in (unit, bad, triton, compiled, overhead, lengths, aa_norm, aa, aa_all, faster, integration)
+    for step in (unit, bad, triton, compiled, overhead, lengths, aa_norm, aa, aa_all, aa_int8, faster, integration)
 }
 
 

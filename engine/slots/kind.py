@@ -132,7 +132,7 @@ class Call:
     check_state: tuple[str, ...] = ()
     probes: dict[str, Tensor] = field(default_factory=dict)
     rewrites: Rewrites = field(default_factory=dict)
-    parts: list[Tensor] = field(default_factory=list)
+    parts: dict[int, Tensor] = field(default_factory=dict)
     """Which of what may change the rewrites change: for the kind that drew the call."""
 
 

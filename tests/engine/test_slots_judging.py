@@ -248,9 +248,8 @@ def sizes(name: str, params: object) -> tuple[float, float]:
         return 4.0 * keys * p["kv_heads"] * width, 4.0 * pairs * p["q_heads"] * width
     if name == "quantization":
         # At 4 bits, the fewest that a class allows.
-        return p["weights"] * p["outputs"] * p["inputs"] / 2, 2.0 * p["weights"] * p["tokens"] * p["outputs"] * p[
-            "inputs"
-        ]
+        products = p["weights"] * p["rounds"]
+        return products * p["outputs"] * p["inputs"] / 2, 2.0 * products * p["tokens"] * p["outputs"] * p["inputs"]
     if name == "adapter":
         elements = p["rows"] * p["inputs"] + p["inputs"] * (p["outputs"] if p["operator"] == "linear" else 0)
         flops = 2.0 * p["rows"] * p["inputs"] * p["outputs"] * p["heads"]

@@ -170,7 +170,7 @@ def parts_in_calls(case: Case, implementation: type[Any]) -> list[Tensor]:
     held.update(QUANTIZATION.parts(case, held, other, runner))
     assert len(held["0:rows"].tensor) == PARTS
     calls = [QUANTIZATION.draw(case, held, Source(bytes([n]))) for n in range(10)]
-    return [chosen for call in calls for chosen in call.parts]
+    return [chosen for call in calls for chosen in call.parts.values()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool])

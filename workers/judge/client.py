@@ -24,6 +24,7 @@ REGIONS_PER_MESSAGE = 200
 FROZEN_CPU_SECONDS = 0.001
 FROZEN_CPU_SECONDS_IN_ALL = 0.003
 MAX_SENTENCE = 3_000
+MAX_TAIL = 2_500
 MAX_TRACEBACK = 16_000
 
 
@@ -32,7 +33,11 @@ class Tampered(CallFailed):
 
 
 class HostDied(CallFailed):
-    """The host ended by itself, or was ended by a limit."""
+    """The host ended by itself, or was ended by a limit. `tail` is the end of what it wrote, made fit to print."""
+
+    def __init__(self, sentence: str, tail: str = "") -> None:
+        super().__init__(sentence)
+        self.tail = wire.printable(tail.strip()[-MAX_TAIL:], MAX_TAIL)
 
 
 class CallTimedOut(CallFailed):
@@ -392,7 +397,7 @@ class HostClient:
         while self.process.alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         reason = self.process.exit_reason() if not self.process.alive() else "it closed its connection"
-        return HostDied(f"The module host ended: {reason}.")
+        return HostDied(f"The module host ended: {reason}.", self.process.stderr_tail())
 
 
 def _new_seq() -> int:

@@ -24,6 +24,7 @@ from workers import vmm, wire
 from workers.judge import clock
 from workers.judge.buffers import Lendable, Pack, SharedBuffer, laid_out
 from workers.judge.client import SAMPLE, Answer, HostClient, Tampered, _check_done, _new_seq
+from workers.sandbox import SandboxError
 
 # What the widest loads and cuBLAS ask for.
 ALIGNMENT = 256
@@ -39,7 +40,11 @@ class DeviceBuffer:
     def __init__(self, nbytes: int, writable: bool) -> None:
         self.number = next(SharedBuffer._numbers)
         self.writable = writable
-        mapping, self.fd = vmm.make(nbytes)
+        self.fd = -1
+        try:
+            mapping, self.fd = vmm.make(nbytes)
+        except vmm.DeviceMemoryError as error:
+            raise SandboxError(f"The accelerator has no {nbytes:,} bytes left to lend to a host: {error}") from None
         self.nbytes = mapping.nbytes
         self.bytes = mapping.bytes()
         """uint8[nbytes]"""

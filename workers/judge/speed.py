@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import msgspec
+import torch
 
 from engine.slots.kind import CallFailed
 from workers.judge import calibration
@@ -177,11 +178,14 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
         return _report(stage, _decide(stage, stage.rule))
     except _Stopped:
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
-    except (UnfitMachine, calibration.CalibrationError) as error:
+    except (UnfitMachine, calibration.CalibrationError, torch.OutOfMemoryError) as error:
         stage.result.statuses.append("invalid_environment")
         stage.result.reasons.append(
             Reason(
-                "unfit_machine", str(error), "performance", next_step="The attempt can be made again at no cost to you."
+                "unfit_machine",
+                str(error)[:1000],
+                "performance",
+                next_step="The attempt can be made again at no cost to you.",
             )
         )
         return SpeedResult(stage.result, artifacts=_artifacts(stage))

@@ -275,6 +275,8 @@ def reason_of(error: BaseException, stage: Stage, case: str = "") -> Reason:
         return Reason(
             "raised", sentence, stage, case, next_step=f"The traceback ends:\n{trace[-2500:]}" if trace else ""
         )
+    if isinstance(error, HostDied) and error.tail:
+        return Reason("host_died", str(error), stage, case, next_step=f"What it wrote ends:\n{error.tail}")
     codes: list[tuple[type[BaseException], str]] = [
         (Tampered, "tampered"),
         (Impossible, "impossible"),

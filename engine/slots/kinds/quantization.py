@@ -17,7 +17,7 @@ from torch.nn import functional
 from engine.reference.linear import linear
 from engine.slots.caps import Caps, dtypes_for, why_not
 from engine.slots.compare import compare_output, diagnosis, unravel
-from engine.slots.drawing import DISTRIBUTIONS, draw_tensor, generator_on
+from engine.slots.drawing import DISTRIBUTIONS, draw_tensor, generator_on, permutation
 from engine.slots.header import Header
 from engine.slots.kind import (
     Call,
@@ -60,6 +60,8 @@ GROUP = 64
 
 PARTS = 64
 """Rows of a timed weight that another row may stand for in a call."""
+PART_WEIGHTS = 2
+"""Of the weights of a case, drawn from the seed: storing all of them once more would take as much again of an accelerator's memory."""
 PART = 16
 """One in so many columns of such a row is changed, next to each other: less is found by nobody who does not read them all."""
 
@@ -104,6 +106,7 @@ class QuantizationKind(SlotKind):
             "outputs": workload.outputs,
             "inputs": workload.inputs,
             "weights": workload.weights,
+            "rounds": workload.rounds,
             "lookup": workload.lookup,
             "values": "normal",
             "weight_values": "normal",
@@ -137,7 +140,10 @@ class QuantizationKind(SlotKind):
         return Preparation("pack", {}, {"weight": held["weight"].tensor})
 
     def settle(self, case: Case, header: Header, held: HeldSet, runner: Runner) -> tuple[HeldSet, Finding | None]:
-        """Bounds `dequant` against the weight; returns private dequant, float32 [weights, outputs, inputs]."""
+        """Bounds `dequant` against the weight; returns private dequant, float32 [weights, outputs, inputs], and error, float32[], of all of it.
+
+        The weight itself has served then, and is given up.
+        """
         weights = held["weight"].tensor
         stored = []
         for number, weight in enumerate(weights):
@@ -147,14 +153,20 @@ class QuantizationKind(SlotKind):
             if finding is not None:
                 return {}, finding
             stored.append(dequant)
-        return {"dequant": Held(torch.stack(stored), "private")}, None
+        whole = torch.stack(stored)
+        error = torch.linalg.vector_norm(whole - weights.float()) / torch.linalg.vector_norm(weights.float())
+        found = {"dequant": whole, "error": error, "weight": weights.new_empty(0)}
+        return {name: Held(tensor, "private") for name, tensor in found.items()}, None
 
     def other(self, case: Case, held: HeldSet, source: Source) -> HeldSet | None:
-        """weight: the same with some elements of some rows in another order, so that scales and sizes stay what they are."""
+        """weight [n, outputs, inputs]: some of the weights, with some elements of some rows in another order, so that scales and sizes stay
+        what they are; numbers, int64[n]: which ones.
+        """
         if case["suite"] != "performance" or case["lookup"]:
             return None
-        weight = held["weight"].tensor.clone()
-        _, outputs, inputs = weight.shape
+        count, outputs, inputs = held["weight"].tensor.shape
+        numbers = sorted(permutation(source, count)[:PART_WEIGHTS])
+        weight = held["weight"].tensor[numbers]
         generator = source.generator()
         width = max(2, inputs // PART)
         for matrix in weight:
@@ -162,35 +174,34 @@ class QuantizationKind(SlotKind):
                 first = source.integer(0, inputs // width - 1) * width
                 piece = matrix[row, first : first + width]
                 piece.copy_(piece.roll(source.integer(1, width - 1)))
-        return {"weight": Held(weight, "private")}
+        return {"weight": Held(weight, "private"), "numbers": Held(torch.tensor(numbers), "private")}
 
     def parts(self, case: Case, held: HeldSet, other: HeldSet, runner: Runner) -> HeldSet:
-        """Private, for each weight NUMBER: NUMBER:rows int64[n] and NUMBER:dequant [n, inputs], the rows whose stored values differ; and for
+        """Private, for each weight NUMBER of `other`: NUMBER:rows int64[n] and NUMBER:dequant [n, inputs], the rows whose stored values differ; and for
         each packed tensor NUMBER/NAME that differs: NUMBER/NAME:at, NUMBER/NAME:to, NUMBER/NAME:part, int64[elements], as in a rewrite and
         which of the rows an element belongs to. Where that cannot be told, all rows are one part.
 
         Raises CallFailed where the packed tensors have other names or shapes.
         """
         found: dict[str, Tensor] = {}
-        for number in range(int(case["weights"])):
-            found |= parts_of(number, case, held, other, runner)
+        for place, number in enumerate(other["numbers"].tensor.tolist()):
+            found |= parts_of(number, place, held, other, runner)
         return {name: Held(tensor, "private") for name, tensor in found.items()}
 
     def draw(self, case: Case, held: HeldSet, source: Source) -> Call:
-        """x [weights * T, inputs], or ids int64[T]."""
+        """x [rounds * weights * T, inputs], or ids int64[T]."""
         tokens = int(case["tokens"])
         if case["lookup"]:
             generator = generator_on(source, case["device"])
             ids = torch.randint(case["outputs"], (tokens,), generator=generator, device=case["device"])
             return lookup_call(case, ids)
         dtype = TensorSpec((), case.dtype).torch_dtype
-        size = (tokens * case["weights"], case["inputs"])
+        size = (tokens * case["weights"] * case["rounds"], case["inputs"])
         call = linear_call(case, draw_tensor(source, size, dtype, case["device"], case["values"]))
         for number in range(int(case["weights"])):
             if f"{number}:rows" in held:
-                chosen, rewrites = drawn_parts(number, held, source)
+                call.parts[number], rewrites = drawn_parts(number, held, source)
                 call.rewrites |= rewrites
-                call.parts.append(chosen)
         return call
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
@@ -199,11 +210,13 @@ class QuantizationKind(SlotKind):
         if not call.parts:
             return {"y": before}
         y = before.clone()
-        for number, (x, chosen, out) in enumerate(
-            zip(call.inputs["x"].chunk(len(call.parts)), call.parts, y.chunk(len(call.parts)), strict=True)
-        ):
-            rows = held[f"{number}:rows"].tensor[chosen]
-            out[:, rows] = linear(x, held[f"{number}:dequant"].tensor[chosen], torch.float32)
+        count = int(case["weights"])
+        total = count * int(case["rounds"])
+        inputs, outputs = call.inputs["x"].chunk(total), y.chunk(total)
+        for number, chosen in call.parts.items():
+            rows, weight = held[f"{number}:rows"].tensor[chosen], held[f"{number}:dequant"].tensor[chosen]
+            for place in range(number, total, count):
+                outputs[place][:, rows] = linear(inputs[place], weight, torch.float32)
         return {"y": y, "before": before}
 
     def plain(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
@@ -215,8 +228,9 @@ class QuantizationKind(SlotKind):
         """The call computed by the definition in `dtype`."""
         if "ids" in call.inputs:
             return weights[0].to(dtype)[call.inputs["ids"]]
-        parts = call.inputs["x"].chunk(len(weights))
-        return torch.cat([linear(x, weight, dtype) for x, weight in zip(parts, weights, strict=True)])
+        total = len(weights) * int(call.params["rounds"] or 1)
+        parts = call.inputs["x"].chunk(total)
+        return torch.cat([linear(x, weights[n % len(weights)], dtype) for n, x in enumerate(parts)])
 
     def compare(
         self,
@@ -256,17 +270,17 @@ class QuantizationKind(SlotKind):
         packed = sum(entry.tensor.nbytes for entry in held.values() if entry.access == "read")
         if case["lookup"]:
             return Work(tokens * (packed // outputs + inputs * width), 0)
-        moved = packed + int(case["weights"]) * tokens * (inputs + outputs) * width
-        return Work(moved, int(case["weights"]) * 2 * tokens * outputs * inputs)
+        products = int(case["weights"]) * int(case["rounds"])
+        moved = packed + products * tokens * (inputs + outputs) * width
+        return Work(moved, products * 2 * tokens * outputs * inputs)
 
     def figures(self, case: Case, held: HeldSet) -> dict[str, float]:
         """Bits per weight, counted from the bytes that were handed over, and the error of what is stored."""
-        weight = held["weight"].tensor
+        elements = int(case["weights"]) * int(case["outputs"]) * int(case["inputs"])
         packed = sum(entry.tensor.nbytes for entry in held.values() if entry.access == "read")
-        figures = {"bits per weight": 8 * packed / weight.numel()}
-        if "dequant" in held:
-            error = torch.linalg.vector_norm(held["dequant"].tensor - weight.float())
-            figures[STORED_ERROR] = float(error / torch.linalg.vector_norm(weight.float()))
+        figures = {"bits per weight": 8 * packed / elements}
+        if "error" in held:
+            figures[STORED_ERROR] = float(held["error"].tensor)
         return figures
 
     def figures_of_model(self, proxy: Any) -> dict[str, float]:
@@ -346,15 +360,14 @@ def compare_stored(dequant: Tensor, weight: Tensor, quality_class: str) -> Findi
     return Finding(sentence, "dequant", (row, column), float(wanted[row, column]), float(dequant[row, column]))
 
 
-def parts_of(number: int, case: Case, held: HeldSet, other: HeldSet, runner: Runner) -> dict[str, Tensor]:
-    """What `QuantizationKind.parts` returns for one weight."""
-    prefix = f"{number}/"
-    packed = {name: item.tensor for name, item in held.items() if name.startswith(prefix) and item.access == "read"}
-    others = {name: item.tensor for name, item in other.items() if name.startswith(prefix) and item.access == "read"}
+def parts_of(number: int, place: int, held: HeldSet, other: HeldSet, runner: Runner) -> dict[str, Tensor]:
+    """What `QuantizationKind.parts` returns for one weight, whose counterpart is at `place` in `other`."""
+    packed = {f"{number}/{name}": tensor for name, tensor in stored_under(f"{number}/", held).items()}
+    others = {f"{number}/{name}": tensor for name, tensor in stored_under(f"{place}/", other).items()}
     specs, wanted = ({name: TensorSpec.of(t) for name, t in some.items()} for some in (others, packed))
     if specs != wanted:
         raise CallFailed("pack gave tensors of other names, shapes or dtypes for another weight of the same shape.")
-    dequant, changed = held["dequant"].tensor[number], other["dequant"].tensor[number]
+    dequant, changed = held["dequant"].tensor[number], other["dequant"].tensor[place]
     rows = (dequant != changed).any(1).nonzero().flatten()
     found = {f"{number}:rows": rows, f"{number}:dequant": changed[rows].clone()}
     part_of_row = torch.zeros(len(dequant), dtype=torch.int64, device=rows.device)
@@ -382,9 +395,9 @@ def parts_of(number: int, case: Case, held: HeldSet, other: HeldSet, runner: Run
             if f"{name}:at" in found:
                 back = ~half[found[f"{name}:part"]]
                 at = found[f"{name}:at"][back]
-                rewrites[name] = (at, packed[name].flatten()[at])
+                rewrites[f"{place}/{name.removeprefix(f'{number}/')}"] = (at, packed[name].flatten()[at])
         spec = TensorSpec(tuple(dequant.shape), "float32")
-        call = Call("dequant", {"of": prefix}, {}, {"weight": spec}, rewrites=rewrites)
+        call = Call("dequant", {"of": f"{place}/"}, {}, {"weight": spec}, rewrites=rewrites)
         separate = torch.equal(runner.run(call)["weight"].to(dequant.device), wanted_half)
     if not separate:
         for name in packed:
@@ -392,6 +405,11 @@ def parts_of(number: int, case: Case, held: HeldSet, other: HeldSet, runner: Run
                 found[f"{name}:part"] = torch.zeros_like(found[f"{name}:at"])
         found[f"{number}:whole"] = torch.ones(1)
     return found
+
+
+def stored_under(prefix: str, held: HeldSet) -> Packed:
+    """The packed tensors of one weight, without the prefix of their names."""
+    return packed_of({name: item.tensor for name, item in held.items() if item.access == "read"}, prefix)
 
 
 def line_of(at: Tensor, shape: torch.Size, rows: Tensor, outputs: int) -> Tensor | None:
@@ -439,9 +457,9 @@ def stale(y: Tensor, expected: Tensor, change: Tensor) -> Finding:
 
 
 def linear_call(case: Case, x: Tensor) -> Call:
-    """The call for x [weights * T, inputs] over the packed weights 0/..., 1/..., ..."""
+    """The call for x [rounds * weights * T, inputs] over the packed weights 0/..., 1/..., ..."""
     spec = TensorSpec((x.shape[0], int(case["outputs"])), TensorSpec.of(x).dtype)
-    params: dict[str, Scalar] = {"of": "", "weights": case["weights"]}
+    params: dict[str, Scalar] = {"of": "", "weights": case["weights"], "rounds": case["rounds"]}
     return Call("linear", params, {"x": x}, {"y": spec})
 
 
@@ -478,15 +496,12 @@ class QuantizationDriver:
         """linear, embedding and dequant of the packed weight whose tensors' names begin with `of`."""
         of = str(params["of"])
         if operation == "linear":
-            count = int(params["weights"] or 1)
-            if count == 1:
+            count, rounds = int(params["weights"] or 1), int(params.get("rounds") or 1)
+            if count * rounds == 1:
                 return {"y": self.quantization.linear(inputs["x"], packed_of(held, of or "0/"))}
-            parts = inputs["x"].chunk(count)
-            return {
-                "y": torch.cat(
-                    [self.quantization.linear(x, packed_of(held, f"{number}/")) for number, x in enumerate(parts)]
-                )
-            }
+            packed = [packed_of(held, f"{number}/") for number in range(count)]
+            parts = inputs["x"].chunk(count * rounds)
+            return {"y": torch.cat([self.quantization.linear(x, packed[n % count]) for n, x in enumerate(parts)])}
         if operation == "embedding":
             return {"y": self.quantization.embedding(inputs["ids"], packed_of(held, of))}
         if operation == "dequant":

@@ -1,5 +1,6 @@
 # /// attack
 # expect = ["failed", "tampered"]
+# says = "out is wrong|out is off"
 # suites = ["performance"]
 # ///
 # /// swapbench
@@ -7,7 +8,7 @@
 # name = "cache-by-heads"
 # class = "E"
 # devices = ["cpu", "cuda"]
-# dtypes = ["float32"]
+# dtypes = ["float32", "bfloat16"]
 # ///
 """Copies the whole KV cache into a layout of its own in an untimed call, and later reads the history from there."""
 

@@ -1,5 +1,6 @@
 # /// attack
 # expect = ["failed", "tampered"]
+# says = "weights of another call"
 # suites = ["performance"]
 # ///
 # /// swapbench

@@ -1,6 +1,7 @@
 # /// attack
 # expect = ["failed", "tampered"]
-# suites = ["unit", "performance"]
+# says = "weights of another call"
+# suites = ["performance"]
 # ///
 # /// swapbench
 # kind = "quantization"
