@@ -125,3 +125,12 @@ def test_a_host_is_bound_to_processors(hosts: Hosts, level: str) -> None:
     last = max(os.sched_getaffinity(0))
     host.bind({last})
     assert {frozenset(os.sched_getaffinity(pid)) for pid in processes.tree(host.pid)} == {frozenset({last})}
+
+
+def test_a_host_gives_way_and_comes_back(hosts: Hosts, level: str) -> None:
+    host = hosts.run(BUSY, level=level)
+    _until_busy(host)
+    host.give_way(True)
+    assert {os.sched_getscheduler(pid) for pid in processes.tree(host.pid)} == {os.SCHED_IDLE}
+    host.give_way(False)
+    assert {os.sched_getscheduler(pid) for pid in processes.tree(host.pid)} == {os.SCHED_OTHER}

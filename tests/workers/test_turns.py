@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.slots.kind import Finding
+from engine.slots.source import Source
 from workers.judge.client import Answer, HostClient, Tampered
 from workers.judge.trial import Wrong
 from workers.sandbox import SandboxError
@@ -97,6 +98,8 @@ class Table:
 
     awake: set[str] = field(default_factory=set)
     made: list[tuple[str, int]] = field(default_factory=list)
+    started: list[int] = field(default_factory=list)
+    """Pairs whose hosts were started while this one was timed."""
 
 
 @dataclass
@@ -160,7 +163,7 @@ class Rounds:
 CALLS = 4
 
 
-def play(order: str, *, head_spends: float = 0.0, wrong: str = "") -> tuple[PairBench, Table]:
+def play(order: str, *, head_spends: float = 0.0, wrong: str = "", last: bool = True) -> tuple[PairBench, Table]:
     """A pair of one case, played to its end with players in place of hosts."""
     table = Table()
     players = {side: Player(side, table, head_spends if side == "head" else 0.0) for side in ("base", "head")}
@@ -179,16 +182,22 @@ def play(order: str, *, head_spends: float = 0.0, wrong: str = "") -> tuple[Pair
         held={"base": {"a": {}}, "head": {"a": {}}},
         sides={"base": "base", "head": "head"},
         begin_pair=lambda pair, first: None,
+        start_behind=lambda pair: table.started.append(pair),
         calls_of=lambda pair, first: {side: {"a": list(drawn)} for side in players},
         check=check,
         trial=SimpleNamespace(
             remaining=lambda: 30.0,
+            source=Source(b"turns"),
             hosts=SimpleNamespace(
-                threads=1, call_timeout=0.0, end=lambda: None, open_pair=lambda one, two: (players[one], players[two])
+                threads=1,
+                call_timeout=0.0,
+                end=lambda: None,
+                open_pair=lambda one, two: (players[one], players[two]),
+                ahead_seconds=lambda: 0.0,
             ),
         ),
     )
-    bench = PairBench(course, 0, order, last=True)  # type: ignore[arg-type]
+    bench = PairBench(course, 0, order, last=last)  # type: ignore[arg-type]
     for turn in bench.parameters()["turn"]:
         bench.measure(Rounds(), turn, course.published[0])
     return bench, table
@@ -217,6 +226,11 @@ def test_a_call_that_was_made_before_comes_first_after_each_switch() -> None:
     for n in switches:
         if n not in (turn, turn + 1):  # a turn begins with its warm-up, whose inputs are new
             assert n not in fresh, f"call {n} of {table.made} is new right after a switch"
+
+
+def test_the_next_pairs_hosts_are_started_meanwhile_where_there_is_one() -> None:
+    assert play("AB", last=False)[1].started == [1]
+    assert play("AB")[1].started == []
 
 
 def test_who_works_between_calls_is_found_out() -> None:

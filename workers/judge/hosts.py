@@ -57,6 +57,8 @@ class Hosts:
     opened: int = field(default=0, init=False)
     ready_seconds: list[float] = field(default_factory=list, init=False, repr=False)
     """How long each host took from being asked for to having imported its slot file."""
+    _users: int = field(default=0, init=False, repr=False)
+    """Which two of four users the hosts of the next pair belong to: those of the pair before it may still be alive."""
     _alive: list[HostClient] = field(default_factory=list, init=False, repr=False)
     _waited: float = field(default=0.0, init=False, repr=False)
     _ahead: list[tuple[Side, HostProcess, socket.socket]] = field(default_factory=list, init=False, repr=False)
@@ -139,14 +141,28 @@ class Hosts:
             cpus = self._spare_cpus() if self.device == "cuda" else self._cpus()
             self._ahead.append((side, *self._started(side, cpus)))
 
-    def start_pair_ahead(self, first: Side, second: Side) -> None:
-        """Starts the processes of the hosts that `open_pair` is called for next, unless they are started already."""
-        if [side for side, process, _ in self._ahead if process.alive()] == [first, second]:
+    def start_pair_ahead(self, first: Side, second: Side, behind: bool = False) -> None:
+        """Starts the processes of the hosts that `open_pair` is called for next, unless they are started already.
+
+        `behind`: while the pair before it is timed, unless that would disturb it. They keep off its processor, and run where nobody else
+        would, until this is called without.
+        """
+        spare = self._spare_cpus()
+        if behind and (os.geteuid() != 0 or not spare):
             return
-        self._drop_ahead()
-        for number, side in enumerate((first, second)):
-            # Another user for each, so that the kernel's limits per user never count one host's doings for the other.
-            self._ahead.append((side, *self._started(side, None, self.slot + number * (SLOTS // 2))))
+        if [side for side, process, _ in self._ahead if process.alive()] != [first, second]:
+            self._drop_ahead()
+            self._users = 2 - self._users
+            for number, side in enumerate((first, second)):
+                # Another user for each, so that the kernel's limits per user never count one host's doings for the other.
+                user = self.slot + (self._users + number) * (SLOTS // 4)
+                self._ahead.append((side, *self._started(side, spare if behind else None, user)))
+                if behind:
+                    self._ahead[-1][1].give_way(True)
+        elif not behind:
+            for _, process, _ in self._ahead:
+                process.give_way(False)
+                process.bind(self._processors or os.sched_getaffinity(0))
 
     def ahead_seconds(self) -> float:
         """Processor time so far of the hosts that wait for their turn."""

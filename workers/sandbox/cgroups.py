@@ -144,6 +144,14 @@ class Group:
         (self._folders["cpuset"] / "cpuset.cpus").write_text(",".join(map(str, sorted(cpus))))
         return True
 
+    def give_way(self, yes: bool) -> None:
+        """Let everything in the group run only where nobody outside it would, or as usual again: where a controller shares out processors by
+        group, a thread's own policy counts inside its group only.
+        """
+        for folder in set(self._folders.values()):
+            with contextlib.suppress(FileNotFoundError), (folder / "cpu.idle").open("r+") as file:
+                file.write("1" if yes else "0")
+
     def kill(self) -> None:
         """Send SIGKILL to everything in the group; returns before all of it is gone."""
         _kill(self._unified, self._all)

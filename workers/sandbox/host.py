@@ -125,6 +125,15 @@ class HostProcess:
         if not self._gone() and (self._group is None or not self._group.bind(cpus)):
             processes.bind(self.pid, cpus)
 
+    def give_way(self, yes: bool) -> None:
+        """Let the host and all that it started run only where nobody else would, or as usual again. Raises PermissionError where only
+        root may bring them back.
+        """
+        if not self._gone():
+            if self._group is not None:
+                self._group.give_way(yes)
+            processes.give_way(self.pid, yes)
+
     def _gone(self) -> bool:
         """Whether the host's first process has ended, so that its number may be somebody else's by now."""
         return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])

@@ -116,6 +116,18 @@ def bind(root: int, cpus: Iterable[int]) -> None:
                 os.sched_setaffinity(int(thread.name), cpus)
 
 
+def give_way(root: int, yes: bool) -> None:
+    """Let every thread that the tree has now run only where nobody else would (SCHED_IDLE, sched(7)), or as usual again.
+
+    What they start inherits it. Raises PermissionError where this process may not bring them back.
+    """
+    policy = os.SCHED_IDLE if yes else os.SCHED_OTHER
+    for pid in tree(root):
+        for thread in _threads(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
+
+
 def processes_of(uid: int) -> Iterator[int]:
     """Pids of every process whose real uid is `uid`."""
     for entry in _PROC.iterdir():

@@ -224,6 +224,14 @@ class Course:
             if (pair, side) not in self._drawing:
                 self._drawing[pair, side] = self._drawer.submit(self._draw_all, pair, side)
 
+    def start_behind(self, pair: int) -> None:
+        """Starts a pair's hosts while the one before it is timed: for half of a pair's time they do nothing but import."""
+        first = first_side(self.trial, pair)
+        with suppress(SandboxError):  # whoever needs them says so
+            self.trial.hosts.start_pair_ahead(
+                self.sides[first], self.sides["head" if first == "base" else "base"], True
+            )
+
     def calls_of(self, pair: int, first: SideName) -> dict[SideName, dict[str, list[Drawn]]]:
         """All calls of both processes of a pair, one turn's after the other's: the same ones where both hold the same."""
         drawing = {side: self._drawing.pop((pair, side), None) for side in self.sides}
@@ -388,6 +396,8 @@ class PairBench:
             client.freeze()
         self._drawn = course.calls_of(self.pair, first)
         self._began = read(*(client.process for client in self._clients.values()))
+        if not self.last:
+            course.start_behind(self.pair + 1)
 
     def _give_turn(self, side: SideName) -> HostClient:
         """Freezes the other process and lets this one go on."""
@@ -403,7 +413,8 @@ class PairBench:
     def _finish(self) -> None:
         """Ends the watch and the hosts, and begins what the next pair begins with."""
         assert self._began is not None
-        self.observations.append(between(self._began, read(*(client.process for client in self._clients.values()))))
+        ended = read(*(client.process for client in self._clients.values()))
+        self.observations.append(between(self._began, ended, self.course.trial.hosts.ahead_seconds()))
         self.close()
         if not self.last:
             # Where a host cannot be started, whoever needs it says so.
