@@ -146,6 +146,25 @@ def diagnosis(values: Tensor, expected: Tensor) -> str:
     return ""
 
 
+def stale(name: str, got: Tensor, expected: Tensor, before: Tensor, direction: Tensor, what: str) -> Finding | None:
+    """None where an output is nearer to `expected` than to `before`, what it was before the call's rewrites; else what is wrong with it.
+
+    `direction`: expected - before, or that with other weights for its elements, so that none with much noise outweighs the others.
+    """
+    middle = (expected + before) / 2
+    if float((direction * (got.float() - middle)).sum()) >= 0:
+        return None
+    at = unravel(int((direction * (expected - got.float())).flatten().argmax()), expected.shape)
+    return Finding(
+        f"{name} is what it was before: at {list(at)} it is {float(got[at]):.6g}, expected {float(expected[at]):.6g}. In each call {what} is "
+        "another; nothing that was derived from it in one call may serve the next.",
+        name,
+        at,
+        float(expected[at]),
+        float(got[at]),
+    )
+
+
 def unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
     """The index of element `flat` in row-major order."""
     index = []

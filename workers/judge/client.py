@@ -37,7 +37,7 @@ class HostDied(CallFailed):
 
     def __init__(self, sentence: str, tail: str = "") -> None:
         super().__init__(sentence)
-        self.tail = wire.printable(tail.strip()[-MAX_TAIL:], MAX_TAIL)
+        self.tail = wire.printable(tail.strip(), 8 * len(tail) + 1)[-MAX_TAIL:]
 
 
 class CallTimedOut(CallFailed):
@@ -112,6 +112,7 @@ class HostClient:
         self._outputs: dict[tuple[tuple[str, TensorSpec], ...], Pack] = {}
         self._known_buffers: set[int] = set()
         self._last: ReadyCall | None = None
+        self._before = (0.0, 0.0, 0.0)
         self._cpu_when_frozen: float | None = None
         self._ran_frozen = 0.0
 
@@ -121,6 +122,8 @@ class HostClient:
         """Has the host import the slot file. Raises ContributedError, HostDied, CallTimedOut."""
         deadline = time.monotonic() + timeout
         began = time.monotonic()
+        # What it waited for others while it was started is no sign of how it fares later.
+        self._before = (self.process.cpu_seconds(), self.process.run_delay_seconds(), self.waited_seconds)
         if not isinstance(
             self._ask(wire.Load(path, threads, self.device), [], 0, deadline, "importing the file"), wire.Loaded
         ):
@@ -204,6 +207,8 @@ class HostClient:
         if not isinstance(answer, wire.Prepared) or answer.seq != seq:
             raise Tampered(f"The module host gave an answer to {what} that was not asked for.")
         specs = {spec.name: TensorSpec(spec.shape, spec.dtype) for spec in answer.specs}
+        if any(":" in name for name in specs):
+            raise Tampered(f"{what} named a tensor with a colon; such names are the judge's.")
         if len(specs) != len(answer.specs):
             raise CallFailed(f"{what} returned several tensors of one name; names must differ.")
         if any(spec.nbytes == 0 for spec in specs.values()):
@@ -254,11 +259,13 @@ class HostClient:
     def again(self) -> None:
         """Makes the last timed call once more, for what that leaves in the caches: nothing of it is timed, kept or compared.
 
-        The host cannot tell it from any other call.
+        What is held stays as it is. A host can tell by the inputs that it was asked the same before; it gains nothing: what it prepares then is
+        no longer true in the next call.
         """
         assert self._last is not None
         request = msgspec.structs.replace(self._last.request, seq=_new_seq())
-        self.timed(replace(self._last, request=request, message=wire.encode(request)), keep=False)
+        call = replace(self._last.call, rewrites={})
+        self.timed(replace(self._last, call=call, request=request, message=wire.encode(request)), keep=False)
 
     def timed(self, ready: ReadyCall, keep: bool = True) -> Answer:
         """Makes a call with the clock running from before the message is sent until a secret sample of the output is read.
@@ -266,11 +273,6 @@ class HostClient:
         What is held is rewritten as the call asks, and put back. Without `keep` the answer holds no outputs. Raises Tampered where the sample still held poison or the snapshot
         taken afterwards differs from it: the host acknowledged before it had finished.
         """
-        views = {name: self._held[name].views[name] for name in ready.call.rewrites}
-        with rewritten(views, ready.call.rewrites):
-            return self._timed(ready, keep)
-
-    def _timed(self, ready: ReadyCall, keep: bool = True) -> Answer:
         what = f"'{ready.call.operation}'"
         deadline = time.monotonic() + self.call_timeout
         if ready.outputs.buffer.number not in self._known_buffers:
@@ -280,10 +282,20 @@ class HostClient:
             self.poison.fill(view)
         flats = {name: bits(view).view(-1) for name, view in ready.outputs.views.items()}
         state = [(bits(self._held[name].views[name]).view(-1), probe) for name, probe in ready.call.probes.items()]
-        fds = [ready.pack.buffer.fd]
         self._expect_silence()
         self._wait_until(deadline, what)
+        # As late as can be: what is rewritten is seen by whoever looks.
+        with rewritten(self._rewritable(ready.call), ready.call.rewrites):
+            return self._clocked(ready, keep, flats, state)
 
+    def _rewritable(self, call: Call) -> dict[str, Tensor]:
+        return {name: self._held[name].views[name] for name in call.rewrites}
+
+    def _clocked(
+        self, ready: ReadyCall, keep: bool, flats: dict[str, Tensor], state: list[tuple[Tensor, Tensor]]
+    ) -> Answer:
+        what = f"'{ready.call.operation}'"
+        fds = [ready.pack.buffer.fd]
         started = time.perf_counter_ns()
         self._send_encoded(ready.message, fds)
         answer = self._next_answer(what)
@@ -364,8 +376,11 @@ class HostClient:
 
     def starved(self) -> bool:
         """Whether the host wanted to work and was not let: it had less than an eighth of a processor, and waited for it most of the time."""
-        waited = self.waited_seconds
-        return self.process.cpu_seconds() < waited / 8 and self.process.run_delay_seconds() > waited / 2
+        used, delayed, waited_before = self._before
+        waited = self.waited_seconds - waited_before
+        return (
+            self.process.cpu_seconds() - used < waited / 8 and self.process.run_delay_seconds() - delayed > waited / 2
+        )
 
     def _next_answer(self, what: str) -> wire.FromHost:
         began = time.monotonic()

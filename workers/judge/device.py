@@ -221,11 +221,6 @@ class DeviceClient(HostClient):
         `Answer.seconds` is that, less what the copy takes on an idle accelerator. Without `keep` the outputs are not kept: the
         answer holds none. Raises what HostClient.timed raises, and CallFailed where the inputs were written to.
         """
-        views = {name: self._held[name].views[name] for name in ready.call.rewrites}
-        with rewritten(views, ready.call.rewrites):
-            return self._timed(ready, keep)
-
-    def _timed(self, ready: _Ready, keep: bool = True) -> Answer:  # type: ignore[override]
         what = f"'{ready.call.operation}'"
         deadline = time.monotonic() + self.call_timeout
         for name, spec in ready.call.outputs.items():
@@ -238,7 +233,17 @@ class DeviceClient(HostClient):
         self._ask(wire.Hold([], []), [], 0, deadline, what)
         self._expect_silence()
         self._wait_until(deadline, what)
+        # As late as can be: what is rewritten is seen by whoever looks.
+        with rewritten(self._rewritable(ready.call), ready.call.rewrites):
+            torch.cuda.synchronize()
+            return self._clocked_here(ready, keep, target, memory)
 
+    def again(self) -> None:
+        """Not for an accelerator, whose processes take no turns."""
+        raise NotImplementedError
+
+    def _clocked_here(self, ready: _Ready, keep: bool, target: Tensor, memory: Tensor) -> Answer:
+        what, nbytes = f"'{ready.call.operation}'", ready.staged.numel()
         started = time.perf_counter_ns()
         refill(target, ready.staged)
         refilled = time.perf_counter_ns()

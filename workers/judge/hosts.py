@@ -57,8 +57,11 @@ class Hosts:
     opened: int = field(default=0, init=False)
     ready_seconds: list[float] = field(default_factory=list, init=False, repr=False)
     """How long each host took from being asked for to having imported its slot file."""
-    _users: int = field(default=0, init=False, repr=False)
-    """Which two of four users the hosts of the next pair belong to: those of the pair before it may still be alive."""
+    _users_ahead: int = field(default=0, init=False, repr=False)
+    _users_alive: int = field(default=-1, init=False, repr=False)
+    """Which two of four users the hosts of the next pair, and of this one, belong to."""
+    _behind: bool = field(default=False, init=False, repr=False)
+    _may_start_behind: bool = field(default_factory=lambda: os.geteuid() == 0, init=False, repr=False)
     _alive: list[HostClient] = field(default_factory=list, init=False, repr=False)
     _waited: float = field(default=0.0, init=False, repr=False)
     _ahead: list[tuple[Side, HostProcess, socket.socket]] = field(default_factory=list, init=False, repr=False)
@@ -90,6 +93,7 @@ class Hosts:
         self.end()
         began = time.monotonic()
         self.start_pair_ahead(first, second)
+        self._users_alive = self._users_ahead
         opened = []
         for side in (first, second):
             taken = self._taken(side)
@@ -147,22 +151,35 @@ class Hosts:
         `behind`: while the pair before it is timed, unless that would disturb it. They keep off its processor, and run where nobody else
         would, until this is called without.
         """
-        spare = self._spare_cpus()
-        if behind and (os.geteuid() != 0 or not spare):
+        spare = _without_siblings(self._spare_cpus(), self._cpus()) if behind and self._may_start_behind else None
+        if behind and not spare:
             return
         if [side for side, process, _ in self._ahead if process.alive()] != [first, second]:
             self._drop_ahead()
-            self._users = 2 - self._users
+            self._users_ahead = 2 if self._users_alive == 0 else 0
             for number, side in enumerate((first, second)):
                 # Another user for each, so that the kernel's limits per user never count one host's doings for the other.
-                user = self.slot + (self._users + number) * (SLOTS // 4)
-                self._ahead.append((side, *self._started(side, spare if behind else None, user)))
-                if behind:
-                    self._ahead[-1][1].give_way(True)
-        elif not behind:
+                user = self.slot + (self._users_ahead + number) * (SLOTS // 4)
+                self._ahead.append((side, *self._started(side, spare, user)))
+            if behind:
+                self._give_way()
+        elif not behind and self._behind:
             for _, process, _ in self._ahead:
                 process.give_way(False)
                 process.bind(self._processors or os.sched_getaffinity(0))
+            self._behind = False
+
+    def _give_way(self) -> None:
+        try:
+            for _, process, _ in self._ahead:
+                process.give_way(True)
+                # Whoever may not bring them back must not send them away.
+                process.give_way(False)
+                process.give_way(True)
+            self._behind = True
+        except PermissionError:
+            self._may_start_behind = False
+            self._drop_ahead()
 
     def ahead_seconds(self) -> float:
         """Processor time so far of the hosts that wait for their turn."""
@@ -176,6 +193,7 @@ class Hosts:
         return None
 
     def _drop_ahead(self) -> None:
+        self._behind = False
         while self._ahead:
             _, process, ours = self._ahead.pop()
             process.kill()
@@ -292,6 +310,18 @@ class Hosts:
         """The processors that no host is bound to; None where there are none to spare."""
         bound = self._cpus()
         return None if bound is None else frozenset(self._processors or os.sched_getaffinity(0)) - bound
+
+
+def _without_siblings(spare: frozenset[int] | None, bound: frozenset[int] | None) -> frozenset[int]:
+    """Of the spare processors those that share a core with none of the bound ones."""
+    taken: set[int] = set()
+    for cpu in bound or ():
+        with suppress(OSError, ValueError):
+            listed = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+            for part in listed.strip().split(","):
+                first, _, last = part.partition("-")
+                taken |= set(range(int(first), int(last or first) + 1))
+    return frozenset(spare or ()) - taken
 
 
 def _bind_this_process(cpus: Iterable[int]) -> None:

@@ -149,7 +149,7 @@ class Group:
         group, a thread's own policy counts inside its group only.
         """
         for folder in set(self._folders.values()):
-            with contextlib.suppress(FileNotFoundError), (folder / "cpu.idle").open("r+") as file:
+            with contextlib.suppress(OSError), (folder / "cpu.idle").open("r+") as file:
                 file.write("1" if yes else "0")
 
     def kill(self) -> None:

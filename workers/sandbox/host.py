@@ -171,7 +171,9 @@ class HostProcess:
         return descriptor
 
     def stderr_tail(self) -> str:
-        """The last 16 KiB of what the host wrote to stdout and stderr."""
+        """The last 16 KiB of what the host wrote to stdout and stderr; of one that has ended, all of it has been read."""
+        if not self.alive():
+            self._watcher.join(0.2)
         return self._tail.decode(errors="replace")
 
     def exit_reason(self) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from engine.reference.attention import attention as reference
 from engine.slots.attention import AttentionShape, Phase, StepMeta, standard_kv, step_meta
 from engine.slots.caps import Caps, dtypes_for, why_not
-from engine.slots.compare import compare_output, same_bits
+from engine.slots.compare import compare_output, same_bits, stale
 from engine.slots.drawing import DISTRIBUTIONS, draw_tensor, jitter, permutation
 from engine.slots.header import Header
 from engine.slots.kind import (
@@ -36,9 +36,10 @@ STALE_SCALE = 20.0
 """Size of what lies in slots that nobody may read: a leak of one such value is far above any tolerance."""
 
 PROBES = 128
-SHARE, LARGEST_SCALE = 1 / 8, 512.0
-"""A token among n gets about a share of 1/n of the attention: values of n/8 show in the output of every dtype, and overflow none."""
 """Elements of the cache that are looked at when a step is acknowledged: whoever writes its new tokens later is seen at once."""
+
+RUN_BYTES = 32
+"""What of an earlier token is another one's while a call is timed: so many bytes of one head's key or value. A look at a part of each token's finds it seldom."""
 
 META_TENSORS = ("cu_q", "kv_len", "block_table", "slot_map", "positions")
 
@@ -123,7 +124,15 @@ class AttentionKind(SlotKind):
             preferred = "bfloat16" if environment.device == "cuda" else "float32"
             dtypes = [preferred] if preferred in dtypes else dtypes[:1]
         return [
-            self.case(workload, dtype, environment.device, suite, caps, header.quality_class == "S")
+            self.case(
+                workload,
+                dtype,
+                environment.device,
+                suite,
+                caps,
+                sparse=header.quality_class == "S",
+                tight=header.quality_class == "E" and dtype == "float32",
+            )
             for workload in workloads
             if self.supports(caps, workload)
             for dtype in dtypes
@@ -145,7 +154,13 @@ class AttentionKind(SlotKind):
 
     @staticmethod
     def case(
-        workload: AttentionWorkload, dtype: str, device: str, suite: Suite, caps: Caps, sparse: bool = False
+        workload: AttentionWorkload,
+        dtype: str,
+        device: str,
+        suite: Suite,
+        caps: Caps,
+        sparse: bool = False,
+        tight: bool = True,
     ) -> Case:
         """The case of a workload in a dtype on a device."""
         shape = AttentionShape(
@@ -162,6 +177,7 @@ class AttentionKind(SlotKind):
             "device": device,
             "kv": caps.kv,
             "sparse": sparse,
+            "tight": tight,
         }
         name = f"{workload.name}-{dtype}" if suite == "unit" else workload.name
         return Case(name, dtype, params)
@@ -279,6 +295,10 @@ class AttentionKind(SlotKind):
             return {"q": call.inputs["q"], "written": written, **meta, **self.state(call, written)}
         finer = case["suite"] == "unit" and case.dtype == "float32"
         expected = {"out": self.attended(case, written, call, torch.float64 if finer else torch.float32).float()}
+        if call.rewrites and not case["tight"]:
+            # What the bounds of coarser classes and dtypes would let through.
+            unchanged = after_write(held["origin"].tensor, call, rewritten=False)
+            expected["before"] = self.attended(case, unchanged, call, torch.float32)
         return {**expected, **self.state(call, written)}
 
     @staticmethod
@@ -315,6 +335,11 @@ class AttentionKind(SlotKind):
             finding = compare_output(
                 "out", got["out"], expected["out"], yardstick, case.dtype, header.quality_class, "token"
             )
+            if finding is None and "before" in expected:
+                change = expected["out"] - expected["before"]
+                finding = stale(
+                    "out", got["out"], expected["out"], expected["before"], change, "one earlier token of each sequence"
+                )
         if finding is None and "state:kv" in expected:
             finding = same_bits(
                 "kv",
@@ -462,39 +487,40 @@ def probes(origin: Tensor, meta: StepMeta, source: Source) -> Tensor:
 def other_history(
     origin: Tensor, news: Sequence[int], totals: Sequence[int], table: Tensor, shape: AttentionShape, source: Source
 ) -> tuple[Tensor, Tensor]:
-    """Rewrites of a cache [layers, 2, blocks, block_size, heads, channels]: other keys and values for one head of one earlier token of
-    each sequence that has any, in every layer.
+    """Rewrites of a cache [layers, 2, blocks, block_size, heads, channels]: in every layer, a run of channels of one head's key or value of
+    one earlier token of each sequence that has any, drawn anew.
 
-    The values are large enough that the output tells, and the change is small enough that only who reads the whole history finds it.
+    The token is in sight of all new ones.
     """
     layers, _, blocks, size, heads, channels = origin.shape
     generator = source.generator()
-    slots, scales = [], []
+    slots = []
     for row, (new, total) in enumerate(zip(news, totals, strict=True)):
-        # The token must be in sight of the first new one, and so of all.
+        # The last token sees the least of what is long past.
         first = 0 if shape.window is None else max(0, total - shape.window)
         last = total - new
         if first < last:
             position = source.integer(first, last - 1)
             slots.append(int(table[row, position // size]) * size + position % size)
-            seen = total if shape.window is None else min(total, shape.window)
-            scales.append(min(LARGEST_SCALE, max(1.0, seen * SHARE)))
-    count = len(slots)
-    planes = torch.arange(2 * layers)[:, None] * blocks * size + torch.tensor(slots, dtype=torch.int64)
-    chosen = torch.randint(heads, (count,), generator=generator)
-    at = ((planes * heads + chosen) * channels)[..., None] + torch.arange(channels)
-    values = torch.randn(layers, 2, count, channels, generator=generator)
-    values[:, 1] *= torch.tensor(scales)[:, None]
+    run = min(channels, RUN_BYTES // origin.element_size())
+
+    def drawn(below: int) -> Tensor:
+        return torch.randint(below, (layers, len(slots)), generator=generator)
+
+    plane = torch.arange(layers)[:, None] * 2 + drawn(2)
+    place = (plane * blocks * size + torch.tensor(slots, dtype=torch.int64)) * heads + drawn(heads)
+    at = (place * channels + drawn(channels // run) * run)[..., None] + torch.arange(run)
+    values = torch.randn(at.shape, generator=generator)
     return at.flatten().to(origin.device), values.flatten().to(origin.device, origin.dtype)
 
 
-def after_write(origin: Tensor, call: Call, scratch: Tensor | None = None) -> Tensor:
-    """A copy of the standard cache [layers, 2, ...] with what the call rewrites, and its keys and values in their slots.
+def after_write(origin: Tensor, call: Call, scratch: Tensor | None = None, rewritten: bool = True) -> Tensor:
+    """A copy of the standard cache [layers, 2, ...] with what the call rewrites, if asked for, and its keys and values in their slots.
 
     Other slots of `scratch` become NaN: earlier calls may have left anything there, and nobody may read it.
     """
     written = origin.clone()
-    for at, values in call.rewrites.values():
+    for at, values in call.rewrites.values() if rewritten else ():
         written.view(-1)[at] = values
     layers = origin.shape[0]
     slots = written.flatten(2, 3)

@@ -1,6 +1,6 @@
 # /// attack
 # expect = ["failed", "tampered"]
-# says = "out is wrong|out is off"
+# says = "out is wrong|out is off|what it was before"
 # suites = ["performance"]
 # ///
 # /// swapbench

@@ -1,6 +1,6 @@
 # /// attack
 # expect = ["failed", "tampered"]
-# says = "weights of another call"
+# says = "what it was before"
 # suites = ["performance"]
 # ///
 # /// swapbench
