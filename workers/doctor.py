@@ -49,7 +49,7 @@ def checks() -> Iterator[Finding]:
 
 def _engine() -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is None:
-        yield Finding("torch", False, "not installed", "pip install 'swapbench[worker]'")
+        yield Finding("torch", False, "not installed", "in the clone: pip install -e '.[worker]'")
         return
     code = (
         "import json, torch; c = torch.cuda.is_available(); print(json.dumps([str(torch.__version__), "
@@ -79,7 +79,7 @@ def _broker() -> Finding:
     try:
         from kombu import Connection
     except ImportError:
-        return Finding("broker", False, "celery is not installed", "pip install 'swapbench[worker]'", needed=False)
+        return Finding("broker", False, "celery is not installed", "in the clone: pip install -e '.[worker]'", needed=False)
     options: Any = celery_settings(os.environ, Path(__file__).resolve().parent.parent)["broker_transport_options"]
     try:
         with Connection(url, connect_timeout=3, transport_options=options) as connection:
