@@ -79,7 +79,9 @@ def _broker() -> Finding:
     try:
         from kombu import Connection
     except ImportError:
-        return Finding("broker", False, "celery is not installed", "in the clone: pip install -e '.[worker]'", needed=False)
+        return Finding(
+            "broker", False, "celery is not installed", "in the clone: pip install -e '.[worker]'", needed=False
+        )
     options: Any = celery_settings(os.environ, Path(__file__).resolve().parent.parent)["broker_transport_options"]
     try:
         with Connection(url, connect_timeout=3, transport_options=options) as connection:

@@ -476,6 +476,6 @@ def test_a_packed_tensor_cannot_take_the_place_of_the_weight_that_it_is_checked_
         note=lambda name, tensors: None,
         hosts=SimpleNamespace(roomy=False),
     )
-    found = prepared(trial, SteadyHost(trial, None), [case], "unit")[case.name]  # type: ignore[arg-type]
+    found = prepared(trial, SteadyHost(trial, None), [case], "unit")[0][case.name]  # type: ignore[arg-type]
     assert type(found) is Tampered
     assert "'weight'" in str(found)

@@ -81,6 +81,11 @@ class ReadyCall:
     outputs: Pack
     sample: dict[str, Tensor]
 
+    @property
+    def seq(self) -> int:
+        """The number that the answer must carry."""
+        return self.request.seq
+
 
 @dataclass
 class Answer:
@@ -308,7 +313,7 @@ class HostClient:
         if self._last is not None and self._last.pack is not ready.pack:
             self._last.pack.buffer.close()
         self._last = ready
-        _check_done(answer, ready.request.seq, what)
+        _check_done(answer, ready.seq, what)
         if not keep:
             return Answer(seconds, {})
         outputs = {name: view.clone() for name, view in ready.outputs.views.items()}
