@@ -266,6 +266,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise LoadError(f"{folder} is no checkpoint: it has no config.json. Give a folder in Hugging Face's layout.")
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises LoadError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from engine.loader import LoadError
+from engine.loader import LoadError, read_object
 
 
 class ChatTemplateError(ValueError):
@@ -42,12 +42,7 @@ class Tokenizer:
         settings: dict[str, Any] = {}
         path = folder / "tokenizer_config.json"
         if path.is_file():
-            try:
-                settings = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise LoadError(f"{path} is not valid JSON: {error}.") from None
-            if not isinstance(settings, dict):
-                raise LoadError(f"{path} must hold a JSON object.")
+            settings = read_object(path)
         template = settings.get("chat_template")
         if isinstance(template, list):
             template = next((item["template"] for item in template if item.get("name") == "default"), None)

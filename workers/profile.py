@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from engine.slots.header import HeaderError, kind_of_path
-from engine.slots.kind import CallFailed, Case, HeldSet
+from engine.slots.kind import CallFailed, Case
 from engine.slots.source import Source
 from workers import wire
 from workers.calibrate import Workspace, workspace
@@ -19,7 +19,7 @@ from workers.checkout import Trees
 from workers.host.profiled import FOLDER, OPERATORS, TRACE, WARM_UP_CALLS
 from workers.judge import machine
 from workers.judge.hosts import Hosts
-from workers.judge.trial import SteadyHost, Trial, Wrong, prepared, subject
+from workers.judge.trial import SteadyHost, Trial, Wrong, prepared, settled, subject
 from workers.protocol import SlotFile
 from workers.sandbox import MIB, HostProcess, NoLevel, SandboxError, best_level, collect
 from workers.suites.version import ROOT
@@ -81,8 +81,8 @@ def profile(
         held = prepared(trial, SteadyHost(trial, judged.head), [case], "performance")[0][case.name]
         if isinstance(held, CallFailed):
             raise held
-        held = _settled(trial, case, held)
-        # One that was started ahead would not be profiled.
+        held = settled(trial, SteadyHost(trial, judged.head), case, held)
+        # That host has done its part, and one that was started ahead would not be profiled.
         hosts.close()
         hosts.profiled_calls = calls
         host = trial.open(judged.head)
@@ -99,18 +99,6 @@ def profile(
         return case, seconds[WARM_UP_CALLS:], found.files
     finally:
         hosts.close()
-
-
-def _settled(trial: Trial, case: Case, held: HeldSet) -> HeldSet:
-    host = SteadyHost(trial, trial.subject.head)
-    try:
-        host.hold(held)
-        more, finding = trial.subject.kind.settle(case, trial.subject.header, held, host)
-    finally:
-        host.discard()
-    if finding is not None:
-        raise Wrong(finding, case.name)
-    return held | more
 
 
 def main(arguments: list[str] | None = None) -> int:

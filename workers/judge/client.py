@@ -275,8 +275,8 @@ class HostClient:
     def timed(self, ready: ReadyCall, keep: bool = True) -> Answer:
         """Makes a call with the clock running from before the message is sent until a secret sample of the output is read.
 
-        What is held is rewritten as the call asks, and put back. Without `keep` the answer holds no outputs. Raises Tampered where the sample still held poison or the snapshot
-        taken afterwards differs from it: the host acknowledged before it had finished.
+        What is held is rewritten as the call asks, and put back. Without `keep` the answer holds no outputs. Raises Tampered where the
+        sample still held poison or the snapshot taken afterwards differs from it: the host acknowledged before it had finished.
         """
         what = f"'{ready.call.operation}'"
         deadline = time.monotonic() + self.call_timeout

@@ -233,6 +233,15 @@ def prepared(
     return found, others
 
 
+def settled(trial: Trial, host: SteadyHost, case: Case, held: HeldSet) -> HeldSet:
+    """Has a host hold what was prepared for a case of the performance suite, and the kind check it. Raises Wrong, CallFailed."""
+    host.hold(held)
+    more, finding = trial.subject.kind.settle(case, trial.subject.header, held, host)
+    if finding is not None:
+        raise Wrong(finding, case.name, recipe=recipe_of(case, "performance", case.name, "held"))
+    return held | more
+
+
 def recipe_of(case: Case, *labels: str | int) -> str:
     """What a case's inputs are made of, for a person who wants them again: dtype, numbers, and their place in the seed's stream."""
     numbers = ", ".join(f"{name} = {str(value)[:200]}" for name, value in case.params.items())

@@ -22,7 +22,7 @@ from workers.judge.device import DeviceClient
 from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
 from workers.judge.readings import Reading, between, read
-from workers.judge.trial import Impossible, SteadyHost, Trial, Wrong, prepared, recipe_of
+from workers.judge.trial import Impossible, SteadyHost, Trial, Wrong, prepared, recipe_of, settled
 from workers.sandbox import SandboxError
 from workers.statistics import Observation, impossible
 
@@ -182,34 +182,26 @@ class Course:
         self.check(name, side, Drawn(call, expected), answer)
 
     def _settled(self, host: SteadyHost, name: SideName) -> dict[str, HeldSet]:
-        settled: dict[str, HeldSet] = {}
+        found: dict[str, HeldSet] = {}
         all_held, others = prepared(self.trial, host, list(self.cases.values()), "performance")
         for case_name, held in all_held.items():
             if isinstance(held, CallFailed):
                 raise held
             case = self.cases[case_name]
             self.prepares |= self.kind.preparation(case, held) is not None
-            settled[case_name] = held
+            found[case_name] = held
             if not self._settles:
                 continue
-            settled[case_name] = held = self._checked(host, case, held)
+            found[case_name] = held = settled(self.trial, host, case, held)
             if name == "head":
                 figures = self.kind.figures(case, held)
                 faces = self.kind.two_faced(self.trial.model_figures, figures)
                 if faces is not None:
                     raise Wrong(faces, case_name, "two_faces")
             if case_name in others:
-                other = self._checked(host, case, others.pop(case_name))
-                settled[case_name] = held | self.kind.parts(case, held, other, host)
-        return settled
-
-    def _checked(self, host: SteadyHost, case: Case, held: HeldSet) -> HeldSet:
-        """Has the host hold what was prepared, and the kind check it."""
-        host.hold(held)
-        more, finding = self.kind.settle(case, self.header, held, host)
-        if finding is not None:
-            raise Wrong(finding, case.name, recipe=recipe_of(case, "performance", case.name, "held"))
-        return held | more
+                other = settled(self.trial, host, case, others.pop(case_name))
+                found[case_name] = held | self.kind.parts(case, held, other, host)
+        return found
 
     def _draw(self, case_name: str, held: HeldSet, *labels: str | int) -> Call:
         return self.kind.draw(self.cases[case_name], held, self.source.child(case_name, *labels))
