@@ -11,6 +11,7 @@ Imports no torch: numpy, and `tokenizers` for the functions that load the refere
 import functools
 import hashlib
 import hmac
+import os
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
@@ -97,20 +98,19 @@ def source_files(root: Path | None = None, *, tests: bool = False) -> tuple[Path
     root = root or Path(sysconfig.get_paths()["stdlib"])
     left_out = _LEFT_OUT if tests else _LEFT_OUT | _TESTS
     found = []
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        if (
-            left_out.isdisjoint(parts)
-            and not parts[0].startswith("config-")
-            and 400 <= path.stat().st_size <= _LONGEST_FILE
-        ):
-            found.append(path)
+    for folder, below, names in os.walk(root):
+        at_root = Path(folder) == root
+        below[:] = [name for name in below if name not in left_out and not (at_root and name.startswith("config-"))]
+        for name in names:
+            path = Path(folder, name)
+            if name.endswith(".py") and 400 <= path.stat().st_size <= _LONGEST_FILE:
+                found.append(path)
     if len(found) < 100:
         raise RuntimeError(
             f"{len(found)} Python source files under {root}, and 100 are needed to draw text from: "
             "install the full standard library (Debian: libpython3-stdlib), or run an interpreter that ships its source"
         )
-    return tuple(found)
+    return tuple(sorted(found))
 
 
 def read_source(path: Path) -> str:

@@ -204,12 +204,16 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return middle - reach, middle + reach
 
 
-def noise_floor(scorer: Scorer, texts: Sequence[Sequence[int]], other_chunk: int = 96) -> float:
+def noise_floor(
+    scorer: Scorer, texts: Sequence[Sequence[int]], once: Sequence[Tensor] | None = None, other_chunk: int = 96
+) -> float:
     """Mean KL in nats of a scorer from itself with the batch in another order and other steps.
 
-    What differs then is only the order of sums, which no exact module can be asked to keep.
+    `once`: its logits of the texts, where they are known. What differs then is only the order of sums, which no exact module can be
+    asked to keep.
     """
-    once = scorer.logits(texts)
+    if once is None:
+        once = scorer.logits(texts)
     again = scorer.logits(list(reversed(texts)), chunk=other_chunk)[::-1]
     return compare(once, again, texts).mean_kl.value
 

@@ -5,6 +5,11 @@
 Needs neither Django nor Celery nor a database. Leaves no process and no file behind but the outcome.
 """
 
+from workers import deferred
+
+if __name__ == "__main__":
+    deferred.defer()
+
 import argparse
 import os
 import shutil

@@ -1,12 +1,16 @@
 """`python -m workers.host FD`: serves one judge over the socket FD until told to stop."""
 
-# ruff: noqa: E402
 import gc
 
-# Nothing that the imports make is garbage, and looking for it takes a tenth of their time.
-gc.disable()
+from workers import deferred
+
+if __name__ == "__main__":
+    # Nothing that the imports make is garbage, and looking for it takes a tenth of their time.
+    gc.disable()
+    deferred.defer()
 
 import os
+import re
 import select
 import socket
 import sys
@@ -42,6 +46,8 @@ from workers.wire import (
 )
 
 AWAKE_SECONDS = 0.002
+# The device of tensors without data, which needs what `deferred` puts off.
+NAMES_META = re.compile(rb"""["']meta["':]""")
 
 
 def load(message: Load) -> Driver:
@@ -50,6 +56,8 @@ def load(message: Load) -> Driver:
     if message.device == "cuda":
         torch.zeros(1, device="cuda")
     path = Path(message.path)
+    if NAMES_META.search(path.read_bytes()):
+        deferred.complete()
     header, implementation = load_file(path)
     kind = kind_named(header.kind)
     lacks = kind.why_malformed(implementation)

@@ -254,6 +254,7 @@ class Hosts:
         files = {
             str(side.tree / "engine"): "/swapbench/engine",
             str(workers / "__init__.py"): "/swapbench/workers/__init__.py",
+            str(workers / "deferred.py"): "/swapbench/workers/deferred.py",
             str(workers / "wire.py"): "/swapbench/workers/wire.py",
             str(workers / "vmm.py"): "/swapbench/workers/vmm.py",
             str(workers / "host"): "/swapbench/workers/host",

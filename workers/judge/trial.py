@@ -208,6 +208,10 @@ def prepared(
         preparation = kind.preparation(case, held)
         if preparation is None:
             return held
+        if not used:
+            # A fresh host follows this one, and nothing is timed meanwhile.
+            host.client()
+            trial.hosts.start_ahead(host.side)
         used = True
         given = host.prepare(preparation)
         if clash := sorted(given.keys() & held.keys()):

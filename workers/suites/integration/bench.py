@@ -144,20 +144,23 @@ class IntegrationBench:
     def _logits(self, engine_: Engine) -> list[Tensor]:
         return engine_.logits(self.texts[:TEXTS], chunk=CHUNK) + engine_.logits(self.texts[TEXTS:], chunk=1)
 
+    def _by_reference(self) -> tuple[list[Tensor], float]:
+        logits = self._logits(self.reference)
+        return logits, quality.noise_floor(self.reference, self.texts[:2], logits[:2])
+
     # -- what is judged ---------------------------------------------------------------------------------------------
 
     def measure(self) -> None:
         """Scores the texts with both engines. Raises Wrong where the declared class is not kept, CallFailed of the host."""
         self.trial.hosts.start_ahead(self.trial.subject.head)
         texts = self.texts
-        by_reference = self._beside.submit(self._logits, self.reference)
-        noise = self._beside.submit(quality.noise_floor, self.reference, texts[:2], other_chunk=96)
+        by_reference = self._beside.submit(self._by_reference)
         self.trial.say(
             "integration", f"{len(texts)} texts, once with {self.header.name} and once with the reference", 0, 0, ""
         )
         theirs = self._logits(self.subject)
         self.trial.model_figures = self.kind.figures_of_model(self.proxy)
-        ours, self.noise = self._awaited(by_reference), self._awaited(noise)
+        ours, self.noise = self._awaited(by_reference)
         try:
             found = quality.compare(ours, theirs, texts, self._scored)
         except ValueError as error:

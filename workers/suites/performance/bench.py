@@ -184,6 +184,9 @@ class Course:
     def _settled(self, host: SteadyHost, name: SideName) -> dict[str, HeldSet]:
         found: dict[str, HeldSet] = {}
         all_held, others = prepared(self.trial, host, list(self.cases.values()), "performance")
+        if self._settles and name == "head":
+            host.client()
+            self.trial.hosts.start_ahead(self.sides["base"])
         for case_name, held in all_held.items():
             if isinstance(held, CallFailed):
                 raise held

@@ -1,0 +1,67 @@
+"""What `import torch` leaves for later in a module host is there as soon as something needs it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from workers.host.__main__ import NAMES_META
+from workers.suites.version import ROOT
+
+BEGIN = """
+from workers import deferred
+deferred.defer()
+import sys, torch
+waiting = lambda: len(deferred._waiting)
+assert waiting() == 2, waiting()
+torch.nn.functional.scaled_dot_product_attention(*[torch.ones(1, 2, 3, 4)] * 3)
+assert torch.ones(3, 4, requires_grad=True).exp().sum().backward() is None
+assert waiting() == 2, "computing alone needs nothing of it"
+"""
+
+SHAPES = """
+    assert torch.linalg.svd(torch.empty(3, 4))[0].shape == (3, 3)
+    q = torch.empty(1, 2, 3, 4)
+    assert torch.nn.functional.scaled_dot_product_attention(q, q, q).shape == q.shape
+"""
+
+SLOW = ("compiled", "exported")
+NEEDS = {
+    "compiled": """
+twice = torch.compile(lambda x: torch.relu(x) * 2, backend="aot_eager")
+assert torch.equal(twice(torch.tensor([-1.0, 3.0])), torch.tensor([0.0, 6.0]))
+""",
+    "exported": """
+class Twice(torch.nn.Module):
+    def forward(self, x):
+        return x * 2
+program = torch.export.export(Twice(), (torch.ones(2),))
+assert torch.equal(program.module()(torch.ones(2)), torch.full((2,), 2.0))
+""",
+    "a part of torch.export": "from torch.export.exported_program import ExportedProgram\nassert ExportedProgram",
+    "fake tensors": f"from torch._subclasses import FakeTensorMode\nwith FakeTensorMode():{SHAPES}",
+    "meta": f"deferred.complete()\nwith torch.device('meta'):{SHAPES}",
+}
+
+
+@pytest.mark.parametrize(
+    "need", [pytest.param(need, marks=[pytest.mark.slow] if need in SLOW else []) for need in NEEDS]
+)
+def test_what_was_left_for_later_is_there_when_it_is_needed(need: str) -> None:
+    script = (
+        f"{BEGIN}{NEEDS[need]}\nassert waiting() == 0\nassert torch.export.Dim and type(torch.export) is type(sys)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "complete"),
+    [
+        ('torch.empty(3, device="meta")', True),
+        ("x.to('meta')", True),
+        ("metadata.lengths  # what the meta", False),
+    ],
+)
+def test_a_slot_file_that_names_the_device_meta_finds_it(source: str, complete: bool) -> None:
+    assert bool(NAMES_META.search(source.encode())) == complete
