@@ -45,10 +45,10 @@ UNIT = (
 
 # 2 to 10 ms a call on one core: decode of a full batch, prompts of many lengths, and both together.
 CPU = (
-    AttentionWorkload("decode-b32-kv256-gqa8", 16, 2, 64, 16, "1/256*32"),
-    AttentionWorkload("decode-b48-kv128-gqa4", 8, 2, 64, 16, "1/128*48"),
-    AttentionWorkload("prefill-varlen-640-gqa4", 8, 2, 64, 16, "24/24*10 48/48*6 112/112"),
-    AttentionWorkload("mixed-chunk-decode-gqa4", 8, 2, 64, 16, "1/192*24 64/192 32/32"),
+    AttentionWorkload("decode-b16-kv256-gqa8", 16, 2, 64, 16, "1/256*16"),
+    AttentionWorkload("decode-b24-kv128-gqa4", 8, 2, 64, 16, "1/128*24"),
+    AttentionWorkload("prefill-varlen-448-gqa4", 8, 2, 64, 16, "24/24*7 48/48*4 88/88"),
+    AttentionWorkload("mixed-chunk-decode16-gqa4", 8, 2, 64, 16, "1/192*16 48/144 24/24"),
 )
 
 CUDA = (

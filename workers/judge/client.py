@@ -254,11 +254,7 @@ class HostClient:
         )
         sample = {}
         for name, view in outputs.views.items():
-            elements = view.numel()
-            sample[name] = torch.tensor(
-                [int.from_bytes(os.urandom(6), "big") % elements for _ in range(min(SAMPLE, elements))],
-                dtype=torch.int64,
-            )
+            sample[name] = _secret_places(view.numel())
         return ReadyCall(call, message, wire.encode(message), pack, outputs, sample)
 
     def again(self) -> None:
@@ -423,6 +419,14 @@ class HostClient:
 def _new_seq() -> int:
     """A number that no host can guess, so that no answer can be sent before its question was read."""
     return int.from_bytes(os.urandom(6), "big") + 1
+
+
+def _secret_places(elements: int) -> Tensor:
+    """int64[n] indices into a tensor of so many elements, by the operating system's randomness; at most SAMPLE of them."""
+    wanted = min(SAMPLE, elements)
+    # Of 63 bits: no index is likelier than another by more than 1 in 2^63 / elements.
+    drawn = torch.frombuffer(bytearray(os.urandom(8 * wanted)), dtype=torch.int64) if wanted else torch.empty(0).long()
+    return (drawn & 0x7FFF_FFFF_FFFF_FFFF) % max(1, elements)
 
 
 def _check_done(answer: wire.FromHost, seq: int, what: str) -> None:

@@ -28,7 +28,7 @@ from workers.statistics import Observation, impossible
 
 SideName = Literal["base", "head"]
 # Of one process's calls of one case, about; on the CPU in two turns.
-SAMPLE_SECONDS = 0.06
+SAMPLE_SECONDS = 0.05
 # Timed calls on the CPU before it is the other side's turn. The call before them goes untimed: it finds the caches as the other
 # side left them, who would otherwise do well to leave them cold.
 STRETCH = 2
