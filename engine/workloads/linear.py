@@ -36,7 +36,7 @@ CPU = (
     LinearWorkload("gemv-2048x2048", 1, 2048, 2048, 2),
     LinearWorkload("gemv-down-1024x2816", 1, 1024, 2816, 2),
     LinearWorkload("decode-b8-2816x1024", 8, 2816, 1024),
-    LinearWorkload("prefill-512-1024x1024", 512, 1024, 1024),
+    LinearWorkload("prefill-512-768x768", 512, 768, 768),
 )
 # In 4 bits the weights of a case take 100 MB, twice an H100's second-level cache, and all cases together in float32 no more than an
 # accelerator's memory holds beside them.
