@@ -1,0 +1,25 @@
+# /// swapbench
+# kind = "activation"
+# name = "in-place"
+# class = "E"
+# devices = ["cpu", "cuda"]
+# dtypes = ["float32", "float16", "bfloat16"]
+# deterministic = true
+# summary = "SwiGLU that multiplies into the buffer that silu has just filled."
+# ///
+"""SwiGLU with one buffer less: the product overwrites silu's result while it is still in the cache."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from engine.slots.registry import register
+
+
+@register("activation", "in-place")
+class InPlaceSwiGLU:
+    """silu(gate) * up. The input stays as it is: only silu's own result is overwritten."""
+
+    def forward(self, gate_up: Tensor) -> Tensor:
+        """gate_up [T, 2F] -> [T, F]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up)
