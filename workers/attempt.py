@@ -8,7 +8,7 @@ Needs neither Django nor Celery nor a database. Leaves no process and no file be
 from workers import deferred
 
 if __name__ == "__main__":
-    deferred.defer()
+    deferred.import_torch()
 
 import argparse
 import os

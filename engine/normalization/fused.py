@@ -37,7 +37,7 @@ class FusedRMSNorm:
             return cuda_norm(x, residual, weight, self.eps)
         hidden = x if residual is None else x + residual
         if x.dtype == torch.float32:
-            # A dot product of each row with itself reads it once and writes nothing.
+            # In float32 nothing has to be widened first.
             square = torch.linalg.vecdot(hidden, hidden)
         else:
             square = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).square_()

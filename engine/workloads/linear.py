@@ -30,7 +30,7 @@ UNIT = (
     LinearWorkload("prefill", 130, 256, 256),
     LinearWorkload("embedding", 41, 500, 128, lookup=True),
 )
-# The whole set packs, holds and draws within the start of a process: weights of 1 to 4 million elements. The prompt is long enough that
+# The whole set packs, holds and draws within the start of a process: weights of half a million to 4 million elements. The prompt is long enough that
 # unpacking a weight costs 1 % of it: a shorter one would refuse every weight that is not stored as it is used.
 CPU = (
     LinearWorkload("gemv-2048x2048", 1, 2048, 2048, 2),

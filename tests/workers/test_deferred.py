@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from workers.host.__main__ import NAMES_META
+from workers.host.__main__ import NEEDS_ALL_OF_TORCH
 from workers.suites.version import ROOT
 
 BEGIN = """
 from workers import deferred
-deferred.defer()
+deferred.import_torch()
 import sys, torch
 waiting = lambda: len(deferred._waiting)
 assert waiting() == 2, waiting()
@@ -25,7 +25,7 @@ SHAPES = """
     assert torch.nn.functional.scaled_dot_product_attention(q, q, q).shape == q.shape
 """
 
-SLOW = ("compiled", "exported")
+QUICK = ("torch._refs", "an attribute of torch", "meta")
 NEEDS = {
     "compiled": """
 twice = torch.compile(lambda x: torch.relu(x) * 2, backend="aot_eager")
@@ -38,14 +38,26 @@ class Twice(torch.nn.Module):
 program = torch.export.export(Twice(), (torch.ones(2),))
 assert torch.equal(program.module()(torch.ones(2)), torch.full((2,), 2.0))
 """,
-    "a part of torch.export": "from torch.export.exported_program import ExportedProgram\nassert ExportedProgram",
+    "a part of torch.export": (
+        "from torch.export.exported_program import ExportedProgram\nassert ExportedProgram is torch.export.ExportedProgram"
+    ),
+    "all names of torch.export": "from torch.export import *\nassert Dim is torch.export.Dim",
+    "torch._refs": "import torch._refs\nassert torch._refs.add(torch.ones(1), 1) == 2",
+    "decompositions": "from torch._decomp import decomposition_table\nassert len(decomposition_table) > 500",
+    "an attribute of torch": "assert torch.broadcast_shapes((2, 1), (1, 3)) == (2, 3)",
+    "forward mode": """
+import torch.autograd.forward_ad as ad
+with ad.dual_level():
+    assert ad.unpack_dual(ad.make_dual(torch.ones(2), torch.ones(2)).exp()).tangent.shape == (2,)
+""",
+    "vmap before export": "torch.vmap(torch.sin)(torch.ones(2, 2))\nassert torch.export.export",
     "fake tensors": f"from torch._subclasses import FakeTensorMode\nwith FakeTensorMode():{SHAPES}",
     "meta": f"deferred.complete()\nwith torch.device('meta'):{SHAPES}",
 }
 
 
 @pytest.mark.parametrize(
-    "need", [pytest.param(need, marks=[pytest.mark.slow] if need in SLOW else []) for need in NEEDS]
+    "need", [pytest.param(need, marks=[] if need in QUICK else [pytest.mark.slow]) for need in NEEDS]
 )
 def test_what_was_left_for_later_is_there_when_it_is_needed(need: str) -> None:
     script = (
@@ -60,8 +72,9 @@ def test_what_was_left_for_later_is_there_when_it_is_needed(need: str) -> None:
     [
         ('torch.empty(3, device="meta")', True),
         ("x.to('meta')", True),
+        ('# needs = ["numpy"]', True),
         ("metadata.lengths  # what the meta", False),
     ],
 )
-def test_a_slot_file_that_names_the_device_meta_finds_it(source: str, complete: bool) -> None:
-    assert bool(NAMES_META.search(source.encode())) == complete
+def test_a_slot_file_that_may_meet_the_device_meta_finds_all_of_torch(source: str, complete: bool) -> None:
+    assert bool(NEEDS_ALL_OF_TORCH.search(source.encode())) == complete

@@ -8,6 +8,9 @@ from types import CodeType
 
 import pytest
 
+from engine.corpus import evaluation_tokens
+from workers.suites.integration.bench import text_lengths
+
 ROOT = Path(__file__).resolve().parents[2]
 SAME = ROOT / "demo/pulls/03-attention-same-code/files/engine/attention/sdpa_tidied.py"
 DEFAULT = ROOT / "engine/attention/sdpa.py"
@@ -40,3 +43,8 @@ def test_another_step_would_be_noticed(tmp_path: Path) -> None:
     )
     with pytest.raises(AssertionError):
         assert instructions(other) == instructions(DEFAULT)
+
+
+def test_every_text_is_long_enough_to_hold_a_task() -> None:
+    for tokens in set(text_lengths()):
+        assert len(evaluation_tokens(bytes(32), tokens).ids) == tokens

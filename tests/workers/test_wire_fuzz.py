@@ -474,7 +474,7 @@ def test_a_packed_tensor_cannot_take_the_place_of_the_weight_that_it_is_checked_
         open=lambda side: HostClient(peer, peer.ours, call_timeout=DEADLINE),
         remaining=lambda: DEADLINE,
         note=lambda name, tensors: None,
-        hosts=SimpleNamespace(roomy=False),
+        hosts=SimpleNamespace(roomy=False, start_ahead=lambda side: None),
     )
     found = prepared(trial, SteadyHost(trial, None), [case], "unit")[0][case.name]  # type: ignore[arg-type]
     assert type(found) is Tampered

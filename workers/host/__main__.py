@@ -7,7 +7,7 @@ from workers import deferred
 if __name__ == "__main__":
     # Nothing that the imports make is garbage, and looking for it takes a tenth of their time.
     gc.disable()
-    deferred.defer()
+    deferred.import_torch()
 
 import os
 import re
@@ -46,8 +46,8 @@ from workers.wire import (
 )
 
 AWAKE_SECONDS = 0.002
-# The device of tensors without data, which needs what `deferred` puts off.
-NAMES_META = re.compile(rb"""["']meta["':]""")
+# The device of tensors without data, which needs what `deferred` puts off; and packages, which may use it.
+NEEDS_ALL_OF_TORCH = re.compile(rb"""["']meta["':]|^# needs\b""", re.MULTILINE)
 
 
 def load(message: Load) -> Driver:
@@ -56,8 +56,9 @@ def load(message: Load) -> Driver:
     if message.device == "cuda":
         torch.zeros(1, device="cuda")
     path = Path(message.path)
-    if NAMES_META.search(path.read_bytes()):
+    if NEEDS_ALL_OF_TORCH.search(path.read_bytes()):
         deferred.complete()
+        gc.freeze()
     header, implementation = load_file(path)
     kind = kind_named(header.kind)
     lacks = kind.why_malformed(implementation)

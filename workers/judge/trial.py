@@ -208,12 +208,11 @@ def prepared(
         preparation = kind.preparation(case, held)
         if preparation is None:
             return held
-        if not used:
-            # A fresh host follows this one, and nothing is timed meanwhile.
-            host.client()
-            trial.hosts.start_ahead(host.side)
-        used = True
+        first, used = not used, True
         given = host.prepare(preparation)
+        if first:
+            # A fresh host follows this one, and nothing is timed meanwhile.
+            trial.hosts.start_ahead(host.side)
         if clash := sorted(given.keys() & held.keys()):
             # The judge's own tensors are found by name, the original weight among them.
             raise Tampered(f"The module gave back a tensor under the judge's own name {clash[0]!r}.")

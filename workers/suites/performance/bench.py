@@ -184,9 +184,6 @@ class Course:
     def _settled(self, host: SteadyHost, name: SideName) -> dict[str, HeldSet]:
         found: dict[str, HeldSet] = {}
         all_held, others = prepared(self.trial, host, list(self.cases.values()), "performance")
-        if self._settles and name == "head":
-            host.client()
-            self.trial.hosts.start_ahead(self.sides["base"])
         for case_name, held in all_held.items():
             if isinstance(held, CallFailed):
                 raise held
@@ -196,6 +193,8 @@ class Course:
             if not self._settles:
                 continue
             found[case_name] = held = settled(self.trial, host, case, held)
+            if name == "head":
+                self.trial.hosts.start_ahead(self.sides["base"])
             if name == "head":
                 figures = self.kind.figures(case, held)
                 faces = self.kind.two_faced(self.trial.model_figures, figures)
