@@ -219,6 +219,12 @@ class TestRule:
         assert Rule(equivalence=0.005).decide(wide).kind == "inconclusive"
         assert Rule(equivalence=0.10).decide(wide).kind == "no_difference"
 
+    def test_bursts_in_two_of_eight_pairs_do_not_end_it_without_an_answer(self):
+        gates = np.array([0.005, -0.01, 0.012, 0.004, -0.006, 0.001, 0.16, -0.15])
+        decision = Rule().decide(LogRatios(("a",), gates[:, None]))
+        assert decision.estimate.largest > Rule().equivalence
+        assert (decision.kind, decision.next_look) == ("continue", 12)
+
     def test_does_not_peek_between_looks(self):
         for count in (0, 1, 7, 9, 11, 13, 23):
             decision = Rule().decide(steady(0.5, count) if count else [])
