@@ -5,11 +5,6 @@
 Needs neither Django nor Celery nor a database. Leaves no process and no file behind but the outcome.
 """
 
-from workers import deferred
-
-if __name__ == "__main__":
-    deferred.import_torch()
-
 import argparse
 import os
 import shutil

@@ -51,6 +51,7 @@ from workers.statistics import (
     floor_from_aa,
     loss_power,
     percent,
+    robust_deviation,
 )
 from workers.suites.version import ROOT, suite_version
 
@@ -333,7 +334,7 @@ def learn(
         repeated=sum(len(entry.pair.repeated) for entry in entries),
         cases=cases,
         bias=estimate(gate),
-        spread=1.4826 * float(np.median(np.abs(gate - np.median(gate)))),
+        spread=robust_deviation(gate),
         equivalence=_resolved(logs),
         false_gates=false_gate_rate(Rule(), logs, 1),
         effect_at_90=None,

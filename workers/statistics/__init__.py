@@ -44,7 +44,7 @@ from workers.statistics.rule import (
     Rule,
     looks_within,
 )
-from workers.statistics.signed_rank import Estimate, estimate, percent, sign_flip_p
+from workers.statistics.signed_rank import Estimate, estimate, percent, robust_deviation, sign_flip_p
 from workers.statistics.spending import alpha_for_try, look_levels, pocock_like
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "may_repeat",
     "percent",
     "pocock_like",
+    "robust_deviation",
     "sign_flip_p",
     "tiers",
     "wilson",

@@ -13,7 +13,7 @@ import numpy as np
 
 from workers.statistics.proportions import clopper_pearson
 from workers.statistics.rule import Decision, LogRatios, Rule
-from workers.statistics.signed_rank import Estimate, Floats, estimate, walsh_averages
+from workers.statistics.signed_rank import Estimate, estimate, robust_deviation, walsh_averages
 
 BLOCK = 8
 """Adjacent pairs that stay together when a bank is resampled."""
@@ -70,7 +70,7 @@ def floor_from_aa(
     for case, column in zip(bank.cases, bank.values.T, strict=True):
         estimates = np.median(walsh_averages(column[index]), axis=-1)
         loss = -math.expm1(-float(np.quantile(np.abs(estimates), quantile)))
-        floors[case] = Floor(case, max(minimum, loss), estimate(column), _spread(column))
+        floors[case] = Floor(case, max(minimum, loss), estimate(column), robust_deviation(column))
     return floors
 
 
@@ -158,8 +158,3 @@ def _block_indices(
         draws, runs * block
     )[:, :length]
     return index
-
-
-def _spread(column: Floats) -> float:
-    # 1.4826 makes the median absolute deviation of a normal distribution its standard deviation (Hampel, JASA 69, 1974).
-    return 1.4826 * float(np.median(np.abs(column - np.median(column))))

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from workers.statistics.ranking import benjamini_hochberg, holm
-from workers.statistics.signed_rank import Estimate, Floats, estimate, percent, sign_flip_p
+from workers.statistics.signed_rank import Estimate, Floats, estimate, percent, robust_deviation, sign_flip_p
 from workers.statistics.spending import look_levels
 
 Kind = Literal["continue", "faster", "slower", "no_difference", "inconclusive"]
@@ -305,8 +305,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         margin = max(self.relevance, self.equivalence)
         shrunk = (whole.high - whole.low) / 2 * math.sqrt(whole.pairs / self.looks[-1])
-        deviation = 1.4826 * float(np.median(np.abs(gate - np.median(gate))))
-        foreseen = NormalDist().inv_cdf((1 + self.level) / 2) * deviation / math.sqrt(self.looks[-1])
+        foreseen = NormalDist().inv_cdf((1 + self.level) / 2) * robust_deviation(gate) / math.sqrt(self.looks[-1])
         return whole.largest > margin and abs(whole.gain) + min(shrunk, foreseen) <= margin
 
     def _chance_of_gain(self, gate: Floats) -> float:

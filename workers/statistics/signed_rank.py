@@ -92,6 +92,11 @@ def walsh_averages(x: Floats) -> Floats:
     return averages
 
 
+def robust_deviation(logs: Floats) -> float:
+    """The standard deviation that a normal distribution with the values' median absolute deviation has (Hampel, JASA 69, 1974)."""
+    return 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
+
+
 def null_tail(pairs: int) -> Floats:
     """P(W >= w) under fair coins for w = 0 ... n(n+1)/2, where W is the sum of the positive ranks of `pairs` untied pairs."""
     return _tail(tuple(range(2, 2 * pairs + 1, 2)))[::2]

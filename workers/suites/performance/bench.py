@@ -195,7 +195,6 @@ class Course:
             found[case_name] = held = settled(self.trial, host, case, held)
             if name == "head":
                 self.trial.hosts.start_ahead(self.sides["base"])
-            if name == "head":
                 figures = self.kind.figures(case, held)
                 faces = self.kind.two_faced(self.trial.model_figures, figures)
                 if faces is not None:
