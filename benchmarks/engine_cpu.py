@@ -11,8 +11,10 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,6 +25,7 @@ from rich.table import Table
 
 from engine.generate import Engine
 from engine.loader import load_model
+from engine.models.transformer import multiply_row_by_threads
 from engine.workloads import end_to_end
 
 REFERENCE = Path(__file__).resolve().parents[1] / "engine" / "checkpoints" / "reference"
@@ -30,28 +33,29 @@ SLOTS = {"normalization": "fused", "activation": "fused"}
 
 
 class Timed:
-    """Stands in for the forward pass and adds up the time spent in modules."""
+    """Stands in for the forward pass and adds up the time spent in modules: the pass, the head, and the plans of attention."""
 
     def __init__(self, forward: Any) -> None:
         self.forward = forward
         self.inside = 0.0
-        self.steps = 0
+        self.planned = [SimpleNamespace(plan=self._timed(each.plan)) for each in forward.planned]
+        self.logits = self._timed(forward.logits)
+        self._pass = self._timed(forward)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.forward, name)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        began = time.thread_time()
-        result = self.forward(*arguments, **options)
-        self.inside += time.thread_time() - began
-        self.steps += 1
-        return result
+        return self._pass(*arguments, **options)
 
-    def logits(self, *arguments: Any, **options: Any) -> Any:
-        began = time.thread_time()
-        result = self.forward.logits(*arguments, **options)
-        self.inside += time.thread_time() - began
-        return result
+    def _timed(self, function: Any) -> Any:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*arguments, **options)
+            self.inside += time.perf_counter() - began
+            return result
+
+        return timed
 
 
 def steps_of(engine: Engine, prompt: list[int], tokens: int) -> list[float]:
@@ -61,7 +65,7 @@ def steps_of(engine: Engine, prompt: list[int], tokens: int) -> list[float]:
 
 
 def overhead(engine: Engine, prompt: list[int], tokens: int) -> float:
-    """Processor seconds of a decode step that are not spent in the forward pass or the head."""
+    """Seconds of a decode step that are not spent in modules; the median of all steps."""
     timed = Timed(engine.forward)
     engine.runner.forward = timed  # type: ignore[assignment]
     try:
@@ -69,10 +73,10 @@ def overhead(engine: Engine, prompt: list[int], tokens: int) -> float:
         stream = engine.stream([prompt], max_tokens=tokens, ignore_eos=True)
         next(stream)
         while True:
-            timed.inside, began = 0.0, time.thread_time()
+            timed.inside, began = 0.0, time.perf_counter()
             if next(stream, None) is None:
                 return statistics.median(spans)
-            spans.append(time.thread_time() - began - timed.inside)
+            spans.append(time.perf_counter() - began - timed.inside)
     finally:
         engine.runner.forward = timed.forward
 
@@ -103,6 +107,29 @@ def transformers_steps(model: Any, prompt: list[int], tokens: int) -> list[float
         )
     # The first call hands over the prompt, the second the token of the prefill.
     return [later - earlier for earlier, later in zip(clock.times[1:], clock.times[2:], strict=False)]
+
+
+def row_rates(shapes: Sequence[tuple[int, int]]) -> dict[str, tuple[float, float]]:
+    """Bytes per second of weights [rows, columns] that one row of float32 meets: by the library, and shared among threads.
+
+    Both go round 32 MiB of weights, as the layers of a model are gone through.
+    """
+    rates = {}
+    for rows, columns in shapes:
+        weights = [torch.randn(rows, columns) for _ in range(max(1, (32 << 20) // (4 * rows * columns)))]
+        x = torch.randn(1, columns)
+        seconds = []
+        for multiply in (torch.nn.functional.linear, multiply_row_by_threads):
+            rounds = []
+            for _ in range(9):
+                began = time.perf_counter()
+                for weight in weights:
+                    multiply(x, weight)
+                rounds.append((time.perf_counter() - began) / len(weights))
+            seconds.append(statistics.median(rounds))
+        library, shared = (4 * rows * columns / s for s in seconds)
+        rates[f"{rows} x {columns}"] = library, shared
+    return rates
 
 
 def main() -> None:
@@ -158,6 +185,14 @@ def main() -> None:
         numbers = (f.ttft_p50 * 1e3, f.ttft_p95 * 1e3, f.tpot_p50 * 1e3, f.tokens_per_s, f.prompt_tokens_per_s)
         table.add_row(name, *(f"{number:.1f}" for number in numbers), f"{f.peak_bytes / 2**20:.0f}")
     console.print(table)
+    with torch.inference_mode():
+        rates = row_rates([(256, 256), (512, 256), (1536, 256), (4096, 256), (256, 768), (1024, 1024), (8192, 2048)])
+    table = Table(title="One row times weights, GB/s of weights")
+    for heading in ("rows x columns", "library", "by threads"):
+        table.add_column(heading, justify="right")
+    for name, (library, shared) in rates.items():
+        table.add_row(name, f"{library / 1e9:.1f}", f"{shared / 1e9:.1f}")
+    console.print(table)
     if given.out:
         results = {
             "machine": machine,
@@ -166,6 +201,7 @@ def main() -> None:
             "ratio_to_transformers": {name: medians["transformers"] / s for name, s in medians.items()},
             "overhead_s": outside,
             "compile_s": compile_s,
+            "row_bytes_per_s": rates,
             "end_to_end": {name: asdict(f) for name, f in figures.items()},
         }
         given.out.write_text(json.dumps(results, indent=1))

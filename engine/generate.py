@@ -15,7 +15,7 @@ from engine import bind
 from engine.kv_cache import PagePool
 from engine.loader import load_model, out_of_memory, usable_device
 from engine.models.transformer import DENSE, Forward, Model
-from engine.runner.inputs import step_inputs
+from engine.runner.inputs import StepInputs
 from engine.runner.runner import Runner, allocate, kv_specs
 from engine.sampler import Sampling
 from engine.scheduler import Scheduled, Scheduler
@@ -175,6 +175,7 @@ class Engine:
         pages = 1 + self._pages(kv_tokens, memory_share, block_size)
         self.pool = PagePool(pages, block_size)
         self._live: dict[Run, _Live] = {}
+        self._without_gradients = torch.inference_mode()
         self.scheduler = Scheduler(self.pool, max_batch, step_tokens)
         try:
             self.runner = Runner(self.forward, pages, block_size, self.ahead if graphs else 0)
@@ -304,7 +305,7 @@ class Engine:
         if not step:
             raise EngineError("The cache is full of texts that are being scored; go on when their logits are done.")
         try:
-            with torch.inference_mode():
+            with self._without_gradients:
                 decoding = self.ahead > 1 and all(s.new == 1 and s.samples for s in step)
                 ahead = self.scheduler.reserve(step, self.ahead) if decoding else 1
                 drawn = self.runner.tokens(step, ahead)
@@ -444,7 +445,7 @@ class Engine:
         pool = PagePool(pages, size)
         for run in runs:
             run.pages = [pool.take() for _ in range(-(-run.limit // size))]
-        ids, meta = step_inputs([Scheduled(run, run.limit) for run in runs], size, self.model.device)
+        ids, meta = StepInputs(size, self.model.device).of([Scheduled(run, run.limit) for run in runs])
         for attention in self.forward.planned:
             attention.plan(meta)
         hidden = self.forward(ids, meta, allocate(self.forward, pages, size))

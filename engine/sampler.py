@@ -68,7 +68,7 @@ class Draw(NamedTuple):
     @staticmethod
     def of(samplings: Sequence[Sampling], vocab: int, device: torch.device) -> "Draw | None":
         """None where all are greedy."""
-        if all(s.temperature == 0 for s in samplings):
+        if not any(s.temperature for s in samplings):
             return None
 
         def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:

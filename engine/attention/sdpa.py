@@ -38,19 +38,19 @@ class Sdpa(StandardKV):
         super().__init__(shape)
         self.new: list[int] = []
         self.total: list[int] = []
-        self.pages: list[slice | Tensor] = []
+        self.places: list[slice | Tensor] = []
 
     def plan(self, meta: StepMeta) -> None:
         """Reads the lengths and the pages back to the host, once for all layers."""
-        self.new = meta.cu_q.diff().tolist()
         self.total = meta.kv_len.tolist()
-        self.pages = []
-        for row, total in zip(meta.block_table, self.total, strict=True):
-            used = row[: -(-total // meta.block_size)]
-            pages = used.tolist()
+        self.new = [1] * len(self.total) if meta.max_q == 1 else meta.cu_q.diff().tolist()
+        self.places = []
+        size = meta.block_size
+        for row, (pages, total) in enumerate(zip(meta.block_table.tolist(), self.total, strict=True)):
+            used, first = -(-total // size), pages[0]
             # Pages in a row, which a fresh cache hands out, are read where they lie; others are gathered.
-            in_a_row = pages == list(range(pages[0], pages[0] + len(pages)))
-            self.pages.append(slice(pages[0], pages[0] + len(pages)) if in_a_row else used)
+            in_a_row = pages[:used] == list(range(first, first + used))
+            self.places.append(slice(first * size, first * size + total) if in_a_row else meta.block_table[row, :used])
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
         """Returns [T, q_heads, head_dim]."""
@@ -60,16 +60,18 @@ class Sdpa(StandardKV):
     def each(self, q: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
         """[new, q_heads, head_dim] for each sequence."""
         outputs = []
-        for queries, new, total, pages in zip(q.split(self.new), self.new, self.total, self.pages, strict=True):
-            keys, values = kv[:, pages].flatten(1, 2)[:, :total].transpose(1, 2)
+        in_a_row = kv.flatten(1, 2)
+        for queries, new, total, place in zip(q.split(self.new), self.new, self.total, self.places, strict=True):
+            kept = in_a_row[:, place] if isinstance(place, slice) else kv[:, place].flatten(1, 2)[:, :total]
+            keys, values = kept.transpose(1, 2).unsqueeze(1).to(q.dtype)
             mask = None if new == 1 or new == total else self.mask(new, total, q.device)
             if self.shape.window is not None and total > self.shape.window:
                 mask = self.mask(new, total, q.device)
             with nullcontext() if mask is None and new < LONG else among(PLANNED, q):
                 attended = scaled_dot_product_attention(
                     queries.transpose(0, 1)[None],
-                    keys[None].to(q.dtype),
-                    values[None].to(q.dtype),
+                    keys,
+                    values,
                     attn_mask=mask,
                     is_causal=mask is None and new > 1,
                     scale=self.shape.scale,

@@ -117,4 +117,5 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     """
     cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    low, high = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat((low, high), dim=-1).to(x.dtype)

@@ -34,9 +34,12 @@ class Dense:
         weight = packed["weight"]
         if x.shape[0] == 1 and kernels.usable(x):
             return kernels.multiply_row(x, weight)
-        if x.shape[0] == 1 and x.device.type == "cpu" and torch.compiler.is_compiling():
-            # Compiled to one pass over the weights in order; library kernels for one row reach a quarter of its speed.
-            return (weight * x).sum(-1)[None]
+        if x.shape[0] == 1 and x.device.type == "cpu":
+            if torch.compiler.is_compiling():
+                # Compiled to one pass over the weights in order; library kernels for one row reach a quarter of its speed.
+                return (weight * x).sum(-1)[None]
+            if x.dtype == torch.float32:
+                return multiply_row_by_threads(x, weight)
         return F.linear(x, weight)
 
     def embedding(self, ids: Tensor, packed: Packed) -> Tensor:
@@ -46,6 +49,20 @@ class Dense:
     def dequant(self, packed: Packed) -> Tensor:
         """float32 [rows, columns]."""
         return packed["weight"].float()
+
+
+def multiply_row_by_threads(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` [1, columns] times the transposed `weight` [rows, columns], on the CPU: [1, rows].
+
+    The library multiplies one row in one thread, and the shorter the row the slower (8 to 20 GB/s of weights); as a batch, each thread
+    takes its share of the weight's rows (the last table of benchmarks/engine_cpu.py).
+    """
+    rows, columns = weight.shape
+    threads = torch.get_num_threads()
+    if threads == 1 or rows % threads:
+        return F.linear(x, weight)
+    shares = weight.view(threads, rows // threads, columns)
+    return torch.bmm(x.expand(threads, 1, columns), shares.transpose(1, 2)).view(1, rows)
 
 
 DENSE = Dense()
@@ -140,11 +157,14 @@ def _attention_inputs(
     qkv = layer.qkv(x)
     if layer.q_norm is None and kernels.usable(qkv):
         return *kernels.rotated_qkv(qkv, cos_sin, heads.q, heads.kv), residual
-    q, k, v = qkv.view(-1, heads.q + 2 * heads.kv, heads.dim).split((heads.q, heads.kv, heads.kv), dim=1)
+    qk, v = qkv.view(-1, heads.q + 2 * heads.kv, heads.dim).split((heads.q + heads.kv, heads.kv), dim=1)
     if layer.q_norm is not None and layer.k_norm is not None:
+        q, k = qk.split((heads.q, heads.kv), dim=1)
         q = parts.normalization.forward(q.reshape(-1, heads.dim), None, layer.q_norm)[0].view(-1, heads.q, heads.dim)
         k = parts.normalization.forward(k.reshape(-1, heads.dim), None, layer.k_norm)[0].view(-1, heads.kv, heads.dim)
-    return rotate(q, cos_sin), rotate(k, cos_sin), v.contiguous(), residual
+        qk = torch.cat((q, k), dim=1)
+    q, k = rotate(qk, cos_sin).split((heads.q, heads.kv), dim=1)
+    return q.contiguous(), k.contiguous(), v.contiguous(), residual
 
 
 def _after_attention(layer: Layer, parts: Parts, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

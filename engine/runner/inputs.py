@@ -1,6 +1,8 @@
 """What a scheduled step looks like on the device."""
 
+from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,46 +11,96 @@ from engine.scheduler import Scheduled
 from engine.slots.attention import Phase, StepMeta
 
 
-def step_inputs(step: Sequence[Scheduled], block_size: int, device: torch.device) -> tuple[Tensor, StepMeta]:
-    """Token ids int64[T] of a step, and where they belong. Two host-to-device copies, whatever the batch."""
-    ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    cu_q, kv_len = [0], []
-    width = max(len(scheduled.sequence.pages) for scheduled in step)
-    table: list[int] = []
-    for scheduled in step:
-        sequence, new = scheduled.sequence, scheduled.new
-        start, pages = sequence.computed, sequence.pages
-        first = start - sequence.evicted
-        if new == 1:
-            ids.append(sequence.tokens[start])
-            positions.append(start)
-            slots.append(pages[first // block_size] * block_size + first % block_size)
+class StepInputs:
+    """The inputs of one step after the other.
+
+    On the CPU, where tensors lie in memory that the host writes, a step in which the same sequences decode their next token is
+    made by counting on in the tensors of the step before. Elsewhere each step is two copies to the device, whatever the batch.
+    """
+
+    def __init__(self, block_size: int, device: torch.device) -> None:
+        self.block_size = block_size
+        self.device = device
+        self._longs, self._ints = array("q"), array("i")
+        self._decoded: list[Scheduled] = []
+        self._inputs: tuple[Tensor, StepMeta]
+
+    def of(self, step: Sequence[Scheduled]) -> tuple[Tensor, StepMeta]:
+        """Token ids int64[T] of a step, and where they belong; both hold until the next call."""
+        if self._goes_on(step):
+            self._count_on(step)
         else:
+            self._build(step)
+        return self._inputs
+
+    def _goes_on(self, step: Sequence[Scheduled]) -> bool:
+        """Whether `step` decodes the sequences of the step before, each one token further within its last page."""
+        if len(step) != len(self._decoded):
+            return False
+        kept = len(step) + 1
+        for row, (now, before) in enumerate(zip(step, self._decoded, strict=True)):
+            sequence = now.sequence
+            at = sequence.computed - sequence.evicted
+            if (
+                now.new != 1
+                or sequence is not before.sequence
+                or at != self._ints[kept + row]
+                or at % self.block_size == 0
+            ):
+                return False
+        return True
+
+    def _count_on(self, step: Sequence[Scheduled]) -> None:
+        batch, longs, ints = len(step), self._longs, self._ints
+        for row, scheduled in enumerate(step):
+            longs[row] = scheduled.sequence.tokens[scheduled.sequence.computed]
+            longs[batch + row] += 1
+            longs[2 * batch + row] += 1
+            ints[batch + 1 + row] += 1
+        ids, meta = self._inputs
+        self._inputs = ids, replace(meta, max_kv=meta.max_kv + 1)
+
+    def _build(self, step: Sequence[Scheduled]) -> None:
+        size = self.block_size
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        cu_q, kv_len = [0], []
+        width = max(len(scheduled.sequence.pages) for scheduled in step)
+        table: list[int] = []
+        for scheduled in step:
+            sequence, new = scheduled.sequence, scheduled.new
+            start, pages = sequence.computed, sequence.pages
+            first = start - sequence.evicted
             ids += sequence.tokens[start : start + new]
             positions += range(start, start + new)
-            slots += [pages[at // block_size] * block_size + at % block_size for at in range(first, first + new)]
-        cu_q.append(cu_q[-1] + new)
-        kv_len.append(first + new)
-        table += pages
-        table += [0] * (width - len(pages))
-    batch = len(step)
-    news = [scheduled.new for scheduled in step]
-    ids_, positions_, slots_ = torch.tensor((ids, positions, slots), device=device).unbind()
-    ints = torch.tensor(cu_q + kv_len + table, dtype=torch.int32, device=device)
-    cu_q_, kv_len_, table_ = ints.split_with_sizes((batch + 1, batch, batch * width))
-    return ids_, StepMeta(
-        phase=phase_of(news, kv_len),
-        cu_q=cu_q_,
-        max_q=max(news),
-        kv_len=kv_len_,
-        max_kv=max(kv_len),
-        block_table=table_.view(batch, width),
-        slot_map=slots_,
-        positions=positions_,
-        block_size=block_size,
-    )
+            slots += [pages[at // size] * size + at % size for at in range(first, first + new)]
+            cu_q.append(cu_q[-1] + new)
+            kv_len.append(first + new)
+            table += pages
+            table += [0] * (width - len(pages))
+        batch = len(step)
+        news = [scheduled.new for scheduled in step]
+        self._longs, self._ints = array("q", ids + positions + slots), array("i", cu_q + kv_len + table)
+        # On the CPU the tensors take over the memory of the arrays.
+        ids_, positions_, slots_ = torch.frombuffer(self._longs, dtype=torch.int64).to(self.device).view(3, -1).unbind()
+        ints = torch.frombuffer(self._ints, dtype=torch.int32).to(self.device)
+        cu_q_, kv_len_, table_ = ints.split_with_sizes((batch + 1, batch, batch * width))
+        self._decoded = list(step) if self.device.type == "cpu" and max(news) == 1 else []
+        self._inputs = (
+            ids_,
+            StepMeta(
+                phase=phase_of(news, kv_len),
+                cu_q=cu_q_,
+                max_q=max(news),
+                kv_len=kv_len_,
+                max_kv=max(kv_len),
+                block_table=table_.view(batch, width),
+                slot_map=slots_,
+                positions=positions_,
+                block_size=size,
+            ),
+        )
 
 
 def phase_of(new: Sequence[int], kv_len: Sequence[int]) -> Phase:

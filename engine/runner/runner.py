@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.models.transformer import Forward
 from engine.runner.graphs import DecodeGraphs
-from engine.runner.inputs import step_inputs
+from engine.runner.inputs import StepInputs
 from engine.sampler import Draw, sample
 from engine.scheduler import Scheduled
 from engine.slots.attention import StepMeta
@@ -25,12 +25,13 @@ class Runner:
         self.block_size = block_size
         self.device = forward.model.device
         self.kv = allocate(forward, pages, block_size)
+        self.inputs = StepInputs(block_size, self.device)
         self.meta: StepMeta
         self.graphs = DecodeGraphs(forward, self.kv, block_size, ahead) if ahead else None
 
     def hidden(self, step: Sequence[Scheduled]) -> Tensor:
         """Hidden states [T, hidden] of a step's new tokens; their keys and values are in the cache afterwards."""
-        ids, meta = step_inputs(step, self.block_size, self.device)
+        ids, meta = self.inputs.of(step)
         self.meta = meta
         for attention in self.forward.planned:
             attention.plan(meta)

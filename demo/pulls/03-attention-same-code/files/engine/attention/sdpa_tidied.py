@@ -33,19 +33,21 @@ class TidiedSdpa(StandardKV):
         super().__init__(shape)
         self.fresh_counts: list[int] = []
         self.lengths: list[int] = []
-        self.page_runs: list[slice | Tensor] = []
+        self.homes: list[slice | Tensor] = []
 
     def plan(self, meta: StepMeta) -> None:
         """Reads the lengths and the pages back to the host, once for all layers."""
-        self.fresh_counts = meta.cu_q.diff().tolist()
         self.lengths = meta.kv_len.tolist()
-        self.page_runs = []
-        for row, length in zip(meta.block_table, self.lengths, strict=True):
-            held_pages = row[: -(-length // meta.block_size)]
-            pages = held_pages.tolist()
+        self.fresh_counts = [1] * len(self.lengths) if meta.max_q == 1 else meta.cu_q.diff().tolist()
+        self.homes = []
+        per_page = meta.block_size
+        for sequence, (held, length) in enumerate(zip(meta.block_table.tolist(), self.lengths, strict=True)):
+            needed, start = -(-length // per_page), held[0]
             # Pages in a row, which a fresh cache hands out, are read where they lie; others are gathered.
-            adjacent = pages == list(range(pages[0], pages[0] + len(pages)))
-            self.page_runs.append(slice(pages[0], pages[0] + len(pages)) if adjacent else held_pages)
+            adjacent = held[:needed] == list(range(start, start + needed))
+            self.homes.append(
+                slice(start * per_page, start * per_page + length) if adjacent else meta.block_table[sequence, :needed]
+            )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
         """Returns [T, q_heads, head_dim]."""
@@ -55,18 +57,20 @@ class TidiedSdpa(StandardKV):
     def answer_each(self, q: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
         """[fresh, q_heads, head_dim] for each sequence."""
         answers = []
-        for asking, fresh, length, pages in zip(
-            q.split(self.fresh_counts), self.fresh_counts, self.lengths, self.page_runs, strict=True
+        adjacent = kv.flatten(1, 2)
+        for asking, fresh, length, home in zip(
+            q.split(self.fresh_counts), self.fresh_counts, self.lengths, self.homes, strict=True
         ):
-            keys, values = kv[:, pages].flatten(1, 2)[:, :length].transpose(1, 2)
+            run = adjacent[:, home] if isinstance(home, slice) else kv[:, home].flatten(1, 2)[:, :length]
+            keys, values = run.transpose(1, 2).unsqueeze(1).to(q.dtype)
             visible = None if fresh == 1 or fresh == length else self.visible(fresh, length, q.device)
             if self.shape.window is not None and length > self.shape.window:
                 visible = self.visible(fresh, length, q.device)
             with nullcontext() if visible is None and fresh < PLAN_PAYS_FROM else choosing_from(WITH_PLAN, q):
                 answer = scaled_dot_product_attention(
                     asking.transpose(0, 1)[None],
-                    keys[None].to(q.dtype),
-                    values[None].to(q.dtype),
+                    keys,
+                    values,
                     attn_mask=visible,
                     is_causal=visible is None and fresh > 1,
                     scale=self.shape.scale,
