@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.swapbench-installed
@@ -27,7 +28,7 @@ demo: $(STAMP) ## Judge the sample pull requests and serve the pages on http://1
 
 test: $(STAMP) ## Run the tests (the quick ones; .ci/run runs all)
 	@scripts/ensure-bubblewrap
-	$(PY) -m pytest -q -m 'not slow and not browser' $(ARGS)
+	$(PY) -m pytest -q -m 'not slow and not browser' -n $(JOBS) --dist loadfile $(ARGS)
 
 attacks: $(STAMP) ## Judge the whole corpus of hostile slot files (about half an hour; `make test` has the quick ones)
 	@scripts/ensure-bubblewrap

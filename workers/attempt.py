@@ -224,7 +224,7 @@ class Attempt:
             return reason
         # The seed is published with the outcome: at home the same inputs are drawn.
         where = f"--base {self.job.base_sha[:12]} --suite {reason.stage} --only {file.path}"
-        command = f"swapbench check {where} --seed {self.seed.hex()}"
+        command = f".venv/bin/swapbench check {where} --seed {self.seed.hex()}"
         return msgspec.structs.replace(reason, reproduce=command)
 
     def _outcome(self, status: Status, found: list[ImplementationOutcome], reasons: list[Reason]) -> Outcome:

@@ -110,6 +110,20 @@ def _case_of(item: pytest.Item) -> Case | None:
     return case if isinstance(case, Case) else None
 
 
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """Keeps what the environment would have pytest do, such as PYTEST_ADDOPTS or the plugins of who runs the judge, out of a suite."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}
+    for name in kept:
+        del os.environ[name]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
+        os.environ.update(kept)
+
+
 def run_suite(
     suite: SuiteName, bench: Any, trial: Trial, arguments: list[str] | None = None, quiet: bool = False
 ) -> SuiteResult:
@@ -133,16 +147,8 @@ def run_suite(
         *(arguments or []),
     ]
     said = io.StringIO()
-    before = os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = pytest.main(options, plugins=[reporter])
-    finally:
-        if before is None:
-            del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
-        else:
-            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = before
+    with own_settings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = pytest.main(options, plugins=[reporter])
     known = code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
     if not known or (not reporter.result.tests and not reporter.result.statuses):
         reporter.result.statuses.append("invalid_environment")

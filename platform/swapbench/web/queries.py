@@ -232,7 +232,7 @@ class RunPage:
         """The commands that judge the same code at home."""
         head, base = self.submission.head_sha, self.submission.base_sha
         fetch = f"git fetch origin {self.submission.pull_request.head_ref}"
-        return f"{fetch}\ngit checkout {head[:12]}\nswapbench check --base {base[:12]}"
+        return f"{fetch}\ngit checkout {head[:12]}\n.venv/bin/swapbench check --base {base[:12]}"
 
     @property
     def live(self) -> bool:
