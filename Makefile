@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+# Processes that `make test` divides the tests among; 0 runs them in pytest's own, which --pdb and -s need.
 JOBS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python

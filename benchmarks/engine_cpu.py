@@ -109,25 +109,23 @@ def transformers_steps(model: Any, prompt: list[int], tokens: int) -> list[float
     return [later - earlier for earlier, later in zip(clock.times[1:], clock.times[2:], strict=False)]
 
 
-def row_rates(shapes: Sequence[tuple[int, int]]) -> dict[str, tuple[float, float]]:
+def row_rates(shapes: Sequence[tuple[int, int]], rounds: int = 9) -> dict[str, tuple[float, float]]:
     """Bytes per second of weights [rows, columns] that one row of float32 meets: by the library, and shared among threads.
 
-    Both go round 32 MiB of weights, as the layers of a model are gone through.
+    Rounds of the two alternate; each goes through at least 32 MiB of weights and two matrices, as the layers of a model are gone through.
     """
     rates = {}
     for rows, columns in shapes:
-        weights = [torch.randn(rows, columns) for _ in range(max(1, (32 << 20) // (4 * rows * columns)))]
+        weights = [torch.randn(rows, columns) for _ in range(max(2, (32 << 20) // (4 * rows * columns)))]
         x = torch.randn(1, columns)
-        seconds = []
-        for multiply in (torch.nn.functional.linear, multiply_row_by_threads):
-            rounds = []
-            for _ in range(9):
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(rounds):
+            for multiply, took in zip((torch.nn.functional.linear, multiply_row_by_threads), seconds, strict=True):
                 began = time.perf_counter()
                 for weight in weights:
                     multiply(x, weight)
-                rounds.append((time.perf_counter() - began) / len(weights))
-            seconds.append(statistics.median(rounds))
-        library, shared = (4 * rows * columns / s for s in seconds)
+                took.append((time.perf_counter() - began) / len(weights))
+        library, shared = (4 * rows * columns / statistics.median(took) for took in seconds)
         rates[f"{rows} x {columns}"] = library, shared
     return rates
 
@@ -186,7 +184,9 @@ def main() -> None:
         table.add_row(name, *(f"{number:.1f}" for number in numbers), f"{f.peak_bytes / 2**20:.0f}")
     console.print(table)
     with torch.inference_mode():
-        rates = row_rates([(256, 256), (512, 256), (1536, 256), (4096, 256), (256, 768), (1024, 1024), (8192, 2048)])
+        rates = row_rates(
+            [(256, 256), (512, 256), (1536, 256), (4096, 256), (256, 768), (1024, 1024), (4096, 2048), (8192, 2048)]
+        )
     table = Table(title="One row times weights, GB/s of weights")
     for heading in ("rows x columns", "library", "by threads"):
         table.add_column(heading, justify="right")

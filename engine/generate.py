@@ -175,7 +175,6 @@ class Engine:
         pages = 1 + self._pages(kv_tokens, memory_share, block_size)
         self.pool = PagePool(pages, block_size)
         self._live: dict[Run, _Live] = {}
-        self._without_gradients = torch.inference_mode()
         self.scheduler = Scheduler(self.pool, max_batch, step_tokens)
         try:
             self.runner = Runner(self.forward, pages, block_size, self.ahead if graphs else 0)
@@ -305,7 +304,7 @@ class Engine:
         if not step:
             raise EngineError("The cache is full of texts that are being scored; go on when their logits are done.")
         try:
-            with self._without_gradients:
+            with torch.inference_mode():
                 decoding = self.ahead > 1 and all(s.new == 1 and s.samples for s in step)
                 ahead = self.scheduler.reserve(step, self.ahead) if decoding else 1
                 drawn = self.runner.tokens(step, ahead)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -33,10 +32,20 @@ from engine.slots.header import FOLDERS
 from engine.slots.kind import kind_named
 from engine.slots.registry import implementations
 from engine.slots.source import Source
+from workers import calibrations
 from workers.attempt import make_attempt
+from workers.calibrations import (
+    Banked,
+    BankedAttempt,
+    BankedPair,
+    Calibration,
+    CaseCalibration,
+    Planted,
+    SlotCalibration,
+    WholeAttempts,
+)
 from workers.checkout import Trees
-from workers.judge import calibration, machine
-from workers.judge.calibration import Calibration, CaseCalibration, Planted, SlotCalibration, WholeAttempts
+from workers.judge import machine
 from workers.judge.hosts import Hosts
 from workers.judge.speed import MeasuringFailed, UnfitMachine, measure_pairs, rule_for
 from workers.judge.trial import Subject, Trial, subject
@@ -51,6 +60,7 @@ from workers.statistics import (
     floor_from_aa,
     loss_power,
     percent,
+    resolvable_difference,
     robust_deviation,
 )
 from workers.suites.version import ROOT, suite_version
@@ -65,35 +75,6 @@ SPINNING = {"attention": "forward", "quantization": "linear", "normalization": "
 
 class CalibrationFailed(Exception):
     """Something stood in the way; `str(error)` says what, and what to do."""
-
-
-class BankedPair(msgspec.Struct, frozen=True, tag="pair"):
-    """One pair. `planted` is the share of its own time that base spins; 0 where both sides are the same code."""
-
-    slot: str
-    implementation: str
-    planted: float
-    pair: PairRecord
-    seconds: float
-    machine_class: str
-    suite_version: str
-    at: float
-
-
-class BankedAttempt(msgspec.Struct, frozen=True, tag="attempt"):
-    """One whole attempt on identical code."""
-
-    slot: str
-    implementation: str
-    status: str
-    decision: str
-    seconds: float
-    machine_class: str
-    suite_version: str
-    at: float
-
-
-Banked = BankedPair | BankedAttempt
 
 
 @dataclass(frozen=True)
@@ -335,15 +316,18 @@ def learn(
         cases=cases,
         bias=estimate(gate),
         spread=robust_deviation(gate),
-        equivalence=_resolved(logs),
+        equivalence=0.0,
         false_gates=false_gate_rate(Rule(), logs, 1),
         effect_at_90=None,
-        seconds_per_pair=statistics.median(entry.seconds for entry in entries),
+        seconds_per_pair=statistics.median([entry.seconds for entry in entries if entry.seconds] or [0.0]),
         attempts=_summary(bank.attempts(machine_class, slot)),
     )
     rule = rule_for(Policy(), device, found)
+    resolved = resolvable_difference(rule, logs, attempts=max(50, resamples // 4))
+    rule = msgspec.structs.replace(rule, equivalence=resolved)
     return msgspec.structs.replace(
         found,
+        equivalence=resolved,
         false_gates=false_gate_rate(rule, logs, resamples),
         effect_at_90=detectable_effect(rule, logs, attempts=max(50, resamples // 8)),
         planted=[
@@ -352,16 +336,6 @@ def learn(
             if len(bank.pairs(machine_class, slot, share)) >= rule.looks[0]
         ],
     )
-
-
-def _resolved(logs: LogRatios, pairs: int = 24, draws: int = 200) -> float:
-    """The largest difference that an interval of 24 pairs of identical code leaves possible, in nine of ten such attempts."""
-    rng = np.random.default_rng(0)
-    gate = logs.gate
-    largest = [
-        estimate(gate[(start + np.arange(pairs)) % len(gate)]).largest for start in rng.integers(0, len(gate), draws)
-    ]
-    return float(np.quantile(largest, 0.9))
 
 
 def _planted(rule: Rule, share: float, entries: list[BankedPair], resamples: int) -> Planted:
@@ -499,7 +473,7 @@ def calibrate(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    before = calibration.read(where.machine_class) if folder == calibration.folder() else None
+    before = calibrations.read(where.machine_class) if folder == calibrations.folder() else None
     learned = dict(before.slots) if before is not None else {}
     with workspace() as made, Progress(*columns, console=console) as progress:
         for slot in slots:
@@ -539,7 +513,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--bank", type=Path, default=ROOT / "var" / "calibration.jsonl", help="file that pairs are added to"
     )
     parser.add_argument(
-        "--out", type=Path, default=calibration.folder(), help="folder for the result (default: calibration/)"
+        "--out", type=Path, default=calibrations.folder(), help="folder for the result (default: calibration/)"
     )
     options = parser.parse_args(arguments)
     console = Console()
@@ -556,7 +530,7 @@ def main(arguments: list[str] | None = None) -> int:
             planted_pairs=options.planted_pairs,
             resamples=options.resamples,
         )
-    except (CalibrationFailed, MeasuringFailed, UnfitMachine, calibration.CalibrationError) as error:
+    except (CalibrationFailed, MeasuringFailed, UnfitMachine, calibrations.CalibrationError) as error:
         console.print(f"swapbench calibrate: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:

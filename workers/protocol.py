@@ -81,6 +81,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     relevance: Annotated[float, msgspec.Meta(ge=0, le=0.5)] = 0.005
     isolation_levels: tuple[str, ...] = ("full", "rlimits", "user")
     max_pairs: Annotated[int, msgspec.Meta(ge=8, le=48)] = 24
+    sentinels: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
+    """Pairs of base with itself after the decision: what the machine makes of identical code, for its record."""
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,11 +174,11 @@ class CaseSpeed(msgspec.Struct, frozen=True):
 
 
 class PairRecord(msgspec.Struct, frozen=True):
-    """One AB/BA pair: per case the median seconds per call of each side. `phase` is "stop" or "confirm"."""
+    """One AB/BA pair: per case the median seconds per call of each side. `phase` is "stop" or "confirm", or "same" where both sides are base."""
 
     index: int
     order: Literal["AB", "BA"]
-    phase: Literal["stop", "confirm"]
+    phase: Literal["stop", "confirm", "same"]
     base: dict[str, float]
     head: dict[str, float]
     base_samples: dict[str, list[float]] = {}
@@ -199,6 +201,8 @@ class Performance(msgspec.Struct, frozen=True):
     """Name of what head was measured against."""
     baseline_speedup: Interval | None = None
     """Over the track's baseline, which places it on the track; equals `speedup` where that is what was measured."""
+    sentinels: list[PairRecord] = []
+    """Pairs of base with itself, measured after the decision, which knows nothing of them."""
 
 
 class ImplementationOutcome(msgspec.Struct, frozen=True):

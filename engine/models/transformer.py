@@ -8,6 +8,7 @@ same for every layer, so that it can be compiled once for all; `enter` comes bef
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -51,18 +52,30 @@ class Dense:
         return packed["weight"].float()
 
 
+MKL = torch.backends.mkl.is_available()
+SHARE_ROWS = 64
+"""Rows below which a thread costs more than it takes over."""
+
+
 def multiply_row_by_threads(x: Tensor, weight: Tensor) -> Tensor:
     """`x` [1, columns] times the transposed `weight` [rows, columns], on the CPU: [1, rows].
 
-    The library multiplies one row in one thread, and the shorter the row the slower (8 to 20 GB/s of weights); as a batch, each thread
-    takes its share of the weight's rows (the last table of benchmarks/engine_cpu.py).
+    MKL multiplies one row in one thread, and the shorter the row the slower (8 to 20 GB/s of weights); as a batch, each thread takes
+    its share of the weight's rows (the last table of benchmarks/engine_cpu.py). Other libraries go through a batch one by one.
     """
     rows, columns = weight.shape
-    threads = torch.get_num_threads()
-    if threads == 1 or rows % threads:
+    shares = _shares(rows, torch.get_num_threads())
+    if shares == 1 or not MKL:
         return F.linear(x, weight)
-    shares = weight.view(threads, rows // threads, columns)
-    return torch.bmm(x.expand(threads, 1, columns), shares.transpose(1, 2)).view(1, rows)
+    parts = weight.view(shares, rows // shares, columns)
+    return torch.bmm(x.expand(shares, 1, columns), parts.transpose(1, 2)).view(1, rows)
+
+
+@lru_cache(maxsize=256)
+def _shares(rows: int, threads: int) -> int:
+    """Into how many equal shares of at least `SHARE_ROWS` rows that many threads can divide them."""
+    most = max(1, min(threads, rows // SHARE_ROWS))
+    return next(shares for shares in range(most, 0, -1) if rows % shares == 0)
 
 
 DENSE = Dense()
@@ -157,14 +170,16 @@ def _attention_inputs(
     qkv = layer.qkv(x)
     if layer.q_norm is None and kernels.usable(qkv):
         return *kernels.rotated_qkv(qkv, cos_sin, heads.q, heads.kv), residual
-    qk, v = qkv.view(-1, heads.q + 2 * heads.kv, heads.dim).split((heads.q + heads.kv, heads.kv), dim=1)
+    whole = qkv.view(-1, heads.q + 2 * heads.kv, heads.dim)
+    if layer.q_norm is None and len(whole) == 1:
+        # Rotated together in half as many operations: of one token, a range of heads is contiguous.
+        q, k = rotate(whole[:, : heads.q + heads.kv], cos_sin).split((heads.q, heads.kv), dim=1)
+        return q, k, whole[:, heads.q + heads.kv :], residual
+    q, k, v = whole.split((heads.q, heads.kv, heads.kv), dim=1)
     if layer.q_norm is not None and layer.k_norm is not None:
-        q, k = qk.split((heads.q, heads.kv), dim=1)
         q = parts.normalization.forward(q.reshape(-1, heads.dim), None, layer.q_norm)[0].view(-1, heads.q, heads.dim)
         k = parts.normalization.forward(k.reshape(-1, heads.dim), None, layer.k_norm)[0].view(-1, heads.kv, heads.dim)
-        qk = torch.cat((q, k), dim=1)
-    q, k = rotate(qk, cos_sin).split((heads.q, heads.kv), dim=1)
-    return q.contiguous(), k.contiguous(), v.contiguous(), residual
+    return rotate(q, cos_sin), rotate(k, cos_sin), v.contiguous(), residual
 
 
 def _after_attention(layer: Layer, parts: Parts, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ class StepInputs:
         self.device = device
         self._longs, self._ints = array("q"), array("i")
         self._decoded: list[Scheduled] = []
+        self._pages: list[list[int]] = []
         self._inputs: tuple[Tensor, StepMeta]
 
     def of(self, step: Sequence[Scheduled]) -> tuple[Tensor, StepMeta]:
@@ -34,19 +35,16 @@ class StepInputs:
         return self._inputs
 
     def _goes_on(self, step: Sequence[Scheduled]) -> bool:
-        """Whether `step` decodes the sequences of the step before, each one token further within its last page."""
-        if len(step) != len(self._decoded):
+        """Whether `step` decodes the sequences of the step before, each one token further within the same page."""
+        batch, size = len(step), self.block_size
+        if not self._decoded or batch != len(self._decoded):
             return False
-        kept = len(step) + 1
         for row, (now, before) in enumerate(zip(step, self._decoded, strict=True)):
             sequence = now.sequence
             at = sequence.computed - sequence.evicted
-            if (
-                now.new != 1
-                or sequence is not before.sequence
-                or at != self._ints[kept + row]
-                or at % self.block_size == 0
-            ):
+            if now.new != 1 or sequence is not before.sequence or at != self._ints[batch + 1 + row] or at % size == 0:
+                return False
+            if self._pages[row] != sequence.pages:
                 return False
         return True
 
@@ -87,6 +85,7 @@ class StepInputs:
         ints = torch.frombuffer(self._ints, dtype=torch.int32).to(self.device)
         cu_q_, kv_len_, table_ = ints.split_with_sizes((batch + 1, batch, batch * width))
         self._decoded = list(step) if self.device.type == "cpu" and max(news) == 1 else []
+        self._pages = [list(scheduled.sequence.pages) for scheduled in self._decoded]
         self._inputs = (
             ids_,
             StepMeta(

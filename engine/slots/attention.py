@@ -13,7 +13,8 @@ Phase = Literal["prefill", "decode", "mixed"]
 
 @dataclass(frozen=True, eq=False)
 class StepMeta:
-    """Where the tokens of one engine step belong. All tensors are on the device of the step.
+    """Where the tokens of one engine step belong. All tensors are on the device of the step, are only read, and hold until the
+    next step, which may be written over them.
 
     A step packs the new tokens of B sequences, one after the other, into T rows. Sequence b owns rows
     `cu_q[b]` up to `cu_q[b + 1]`; its keys and values fill the first `kv_len[b]` positions of the pages

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 ENGINE = HERE.parent.parent / "engine"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CANARY = "SWAPBENCH_CANARY"
-SLOT = 9
+SLOT = 11
 """Number of the unprivileged user of these tests' hosts: one that no worker and no other test takes."""
 
 

@@ -26,7 +26,7 @@ from swapbench.submissions.retry import retry
 from swapbench.submissions.supersede import cancel
 from swapbench.submissions.tries import number
 from tests.platform.cast import MACHINE, Repository, implementation, outcome_of, signed, source, taken_in
-from workers.protocol import Job, Outcome, Progress, Reason, WorkerSeen, decode_job, encode, sign
+from workers.protocol import Job, Outcome, PairRecord, Progress, Reason, WorkerSeen, decode_job, encode, sign
 
 pytestmark = pytest.mark.django_db
 SWIFT = "engine/attention/swift.py"
@@ -166,6 +166,22 @@ def test_an_outcome_is_recorded_whole_and_once(submission: Submission, attempt: 
     assert (verdict.name, verdict.quality_class, verdict.track_speedup) == ("swift", "E", 0.2)
     assert Result.objects.count() == 2 * 2 * 2
     assert verdict.next_steps
+
+
+def test_pairs_of_identical_code_are_kept_beside_the_others(attempt: Attempt) -> None:
+    judged = implementation()
+    assert judged.performance is not None
+    same = PairRecord(32, "BA", "same", {"prefill": 2e-3, "decode": 1e-3}, {"prefill": 2.1e-3, "decode": 1e-3})
+    performance = msgspec.structs.replace(judged.performance, sentinels=[same])
+    assert record(*signed(attempt, outcome_of(attempt, msgspec.structs.replace(judged, performance=performance))))
+    assert Result.objects.filter(phase="stop").count() == 2 * 2 * 2
+    kept = Result.objects.filter(phase="same").values_list("case", "side", "seconds").order_by("case", "side")
+    assert list(kept) == [
+        ("decode", "base", 1e-3),
+        ("decode", "head", 1e-3),
+        ("prefill", "base", 2e-3),
+        ("prefill", "head", 2.1e-3),
+    ]
 
 
 def test_an_outcome_counts_also_where_the_start_was_lost(attempt: Attempt, submission: Submission) -> None:

@@ -13,10 +13,10 @@ from django.test import Client
 from django.utils import timezone, translation
 
 from swapbench.mergequeue.models import BranchState, Build, QueueEntry, QueueEvent
-from swapbench.submissions.models import Attempt, AuditEvent, PullRequest, Submission, Verdict, Worker
+from swapbench.submissions.models import Attempt, AuditEvent, PullRequest, Result, Submission, Verdict, Worker
 from tests.web import sample
 
-# In the order in which they refer to each other. Results are left out: no page reads them.
+# In the order in which they refer to each other. Of results, pages read only those of identical code.
 SHOWN = (PullRequest, Submission, BranchState, QueueEntry, Build, Attempt, Verdict, QueueEvent, AuditEvent, Worker)
 
 
@@ -26,7 +26,9 @@ class Day:
     def __init__(self) -> None:
         sample.fill()
         self.at = timezone.now()
-        self.rows: list[dict[str, Any]] = serializers.serialize("python", chain(*(m.objects.all() for m in SHOWN)))
+        self.rows: list[dict[str, Any]] = serializers.serialize(
+            "python", chain(*(m.objects.all() for m in SHOWN), Result.objects.filter(phase="same"))
+        )
 
     def restore(self) -> None:
         passed = timezone.now() - self.at
@@ -37,7 +39,7 @@ class Day:
                     setattr(item.object, field.attname, moment + passed)
             item.save(force_insert=True)
         with connection.cursor() as cursor:
-            for statement in connection.ops.sequence_reset_sql(no_style(), SHOWN):
+            for statement in connection.ops.sequence_reset_sql(no_style(), (*SHOWN, Result)):
                 cursor.execute(statement)
 
 

@@ -106,6 +106,10 @@ SAMPLES = [
 ]  # fmt: skip
 
 
+SENTINELS = 2
+"""Pairs of identical code after each decision."""
+
+
 def performance_of(sample: Sample, pairs: int = 20) -> Performance | None:
     """Pairs whose log-ratios scatter by 2.5 % around the sample's effect."""
     if sample.speed == "not_measured":
@@ -147,7 +151,15 @@ def performance_of(sample: Sample, pairs: int = 20) -> Performance | None:
         ],
         "default",
         interval(log_effect, half),
+        [_same(draw, cases, index) for index in range(32, 32 + SENTINELS)],
     )
+
+
+def _same(draw: random.Random, cases: dict[str, float], index: int) -> PairRecord:
+    """Base beside itself."""
+    shift = draw.gauss(0, 0.02)
+    head = {case: seconds * math.exp(shift + draw.gauss(0, 0.02)) for case, seconds in cases.items()}
+    return PairRecord(index, draw.choice(["AB", "BA"]), "same", dict(cases), head)
 
 
 def outcome_of(sample: Sample, attempt: str = "0") -> Outcome:

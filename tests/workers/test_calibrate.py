@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from engine.slots import registry
-from workers import calibrate
+from workers import calibrate, calibrations
 from workers.calibrate import Bank, BankedAttempt, BankedPair, learn, slowed, workspace
-from workers.judge import calibration
 from workers.judge.speed import rule_for
 from workers.protocol import PairRecord, Policy
 from workers.statistics import LogRatios
@@ -87,20 +86,20 @@ def test_pairs_over_other_cases_are_not_mixed_in(bank: Bank) -> None:
     assert not bank.pairs("cpu-other", "normalization")
 
 
-def written(folder: Path, bank: Bank) -> calibration.SlotCalibration:
+def written(folder: Path, bank: Bank) -> calibrations.SlotCalibration:
     slot = learn(bank, "cpu-test", "normalization", (), "cpu", 50)
-    calibrate.write(calibration.Calibration("cpu-test", "2026-01-02", {"cores": 2.0}, {"normalization": slot}), folder)
+    calibrate.write(calibrations.Calibration("cpu-test", "2026-01-02", {"cores": 2.0}, {"normalization": slot}), folder)
     return slot
 
 
 def test_what_is_written_is_what_the_rule_reads(bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
-    assert calibration.slot_of("cpu-test", "normalization") is None
+    assert calibrations.slot_of("cpu-test", "normalization") is None
     banked(bank, ACCELERATOR, 40)
     slot = written(tmp_path, bank)
-    read = calibration.slot_of("cpu-test", "normalization")
+    read = calibrations.slot_of("cpu-test", "normalization")
     assert read == slot
-    assert calibration.slot_of("cpu-test", "attention") is None
+    assert calibrations.slot_of("cpu-test", "attention") is None
     rule = rule_for(Policy(alpha=0.01), "cpu", read)
     assert rule.alpha == 0.01
     assert set(rule.floors) == set(CASES)
@@ -116,16 +115,16 @@ def test_no_calibration_makes_the_judge_blind(bank: Bank) -> None:
     wild = {name: msgspec.structs.replace(case, floor=0.9) for name, case in slot.cases.items()}
     bias = msgspec.structs.replace(slot.bias, gain=0.5, low=0.4, high=0.6)
     rule = rule_for(Policy(), "cpu", msgspec.structs.replace(slot, cases=wild, bias=bias, equivalence=0.9))
-    assert set(rule.floors.values()) == {calibration.MAX_FLOOR}
-    assert rule.bias == calibration.MAX_BIAS
-    assert rule.equivalence == calibration.MAX_EQUIVALENCE
+    assert set(rule.floors.values()) == {calibrations.MAX_FLOOR}
+    assert rule.bias == calibrations.MAX_BIAS
+    assert rule.equivalence == calibrations.MAX_EQUIVALENCE
 
 
 def test_a_broken_calibration_is_an_error_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
     (tmp_path / "cpu-test.json").write_text("{}")
-    with pytest.raises(calibration.CalibrationError, match=r"cpu-test\.json cannot be used"):
-        calibration.read("cpu-test")
+    with pytest.raises(calibrations.CalibrationError, match=r"cpu-test\.json cannot be used"):
+        calibrations.read("cpu-test")
 
 
 @pytest.mark.parametrize("slot", sorted(calibrate.SPINNING))

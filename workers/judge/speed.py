@@ -13,8 +13,8 @@ import msgspec
 import torch
 
 from engine.slots.kind import CallFailed
-from workers.judge import calibration
-from workers.judge.calibration import SlotCalibration
+from workers import calibrations
+from workers.calibrations import SlotCalibration
 from workers.judge.trial import Impossible, StageTimedOut, Trial, Wrong, reason_of, recipe_of, status_of
 from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed
 from workers.sandbox import SandboxError
@@ -31,7 +31,7 @@ from workers.statistics import (
 from workers.suites.performance.bench import Course, PairBench, order_of
 from workers.suites.session import SuiteResult, run_suite
 
-Phase = Literal["stop", "confirm"]
+Phase = Literal["stop", "confirm", "same"]
 
 RULE_ARTIFACT = "rule.json"
 """The rule as it was fixed before the first pair: without it nobody could decide again from the pairs."""
@@ -78,9 +78,9 @@ def rule_for(policy: Policy, device: str, slot: SlotCalibration | None = None) -
         return rule
     return msgspec.structs.replace(
         rule,
-        equivalence=calibration.equivalence(slot),
-        bias=calibration.bias(slot),
-        floors=calibration.floors(slot),
+        equivalence=calibrations.equivalence(slot),
+        bias=calibrations.bias(slot),
+        floors=calibrations.floors(slot),
     )
 
 
@@ -92,6 +92,8 @@ class _Stage:
     rule: Rule = field(default_factory=Rule)
     records: list[PairRecord] = field(default_factory=list)
     benchmarks: list[dict[str, Any]] = field(default_factory=list)
+    first: int = 0
+    """Index of the first pair."""
     most_pairs: int = 1 << 30
     repeats: int = 0
     slowest: float = 0.0
@@ -99,7 +101,7 @@ class _Stage:
 
     def pair(self, phase: Phase, sentence: str, done: int, total: int) -> PairRecord:
         """Measures one pair, again where something else disturbed it. Raises BudgetEnded, and _Stopped on a fault."""
-        index = len(self.records)
+        index = self.first + len(self.records)
         order = order_of(self.trial, index)
         thrown_away: list[str] = []
         while True:
@@ -172,13 +174,14 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
     try:
         course.set_up()
         where = trial.environment
-        known = calibration.slot_of(where.machine_class, trial.subject.kind.name)
+        known = calibrations.slot_of(where.machine_class, trial.subject.kind.name)
         stage.rule = rule_for(policy, where.device, known)
         stage.most_pairs = stage.rule.looks[-1] + stage.rule.confirm_pairs
-        return _report(stage, _decide(stage, stage.rule))
+        decision = _decide(stage, stage.rule)
+        return _report(stage, decision, _sentinels(stage))
     except _Stopped:
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
-    except (UnfitMachine, calibration.CalibrationError, torch.OutOfMemoryError) as error:
+    except (UnfitMachine, calibrations.CalibrationError, torch.OutOfMemoryError) as error:
         stage.result.statuses.append("invalid_environment")
         stage.result.reasons.append(
             Reason(
@@ -239,6 +242,23 @@ def _decide(stage: _Stage, rule: Rule) -> Decision:
     return rule.confirm(stop, fresh)
 
 
+def _sentinels(stage: _Stage) -> list[PairRecord]:
+    """Pairs in which both processes run base, measured as the others were. What goes wrong in them is nobody's fault, and is left out."""
+    wanted = stage.policy.sentinels
+    if not wanted:
+        return []
+    first = stage.most_pairs
+    alone = _Stage(stage.trial, stage.course.of_base_alone(), stage.policy, first=first, most_pairs=first + wanted)
+    # Nothing that comes after the decision may use up what is left of the stage.
+    alone.slowest = 2 * stage.slowest
+    try:
+        for number in range(wanted):
+            alone.pair("same", "Base against itself, for the record of this machine", number, wanted)
+    except (_Stopped, BudgetEnded, UnfitMachine, StageTimedOut, CallFailed, SandboxError, torch.OutOfMemoryError):
+        stage.trial.hosts.end()
+    return [msgspec.structs.replace(record, base_samples={}, head_samples={}) for record in alone.records]
+
+
 def interval(estimate: Estimate | None) -> Interval | None:
     """An Estimate in the protocol's form."""
     if estimate is None:
@@ -257,7 +277,7 @@ def _medians(records: list[PairRecord]) -> dict[str, tuple[float, float]]:
     }
 
 
-def _report(stage: _Stage, decision: Decision) -> SpeedResult:
+def _report(stage: _Stage, decision: Decision, sentinels: list[PairRecord]) -> SpeedResult:
     trial = stage.trial
     speeds: Mapping[str, Speed] = {"faster": "faster", "no_difference": "no_difference", "slower": "slower"}
     speed = speeds.get(decision.kind, "inconclusive")
@@ -278,6 +298,7 @@ def _report(stage: _Stage, decision: Decision) -> SpeedResult:
         cases=cases,
         against=trial.subject.base.name,
         baseline_speedup=whole if against_baseline else None,
+        sentinels=sentinels,
     )
     if speed == "slower":
         stage.result.statuses.append("failed")
@@ -292,7 +313,7 @@ def _report(stage: _Stage, decision: Decision) -> SpeedResult:
                     for name, case in stage.course.cases.items()
                     if not decision.blocked_by or name in decision.blocked_by
                 )[:4000],
-                next_step="Compare both on the cases above with `swapbench check --suite performance`, or profile with `swapbench profile`.",
+                next_step="Compare both on the cases above with `.venv/bin/swapbench check --suite performance`, or profile with `.venv/bin/swapbench profile`.",
             )
         )
     figures: dict[str, float] = {}

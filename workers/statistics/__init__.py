@@ -29,6 +29,7 @@ from workers.statistics.calibration import (
     floor_from_aa,
     gate_power,
     loss_power,
+    resolvable_difference,
 )
 from workers.statistics.contention import TAKING_TURNS, Observation, Thresholds, contended, may_repeat
 from workers.statistics.proportions import clopper_pearson, wilson
@@ -81,6 +82,7 @@ __all__ = [
     "may_repeat",
     "percent",
     "pocock_like",
+    "resolvable_difference",
     "robust_deviation",
     "sign_flip_p",
     "tiers",

@@ -139,6 +139,28 @@ def detectable_effect(
     return high
 
 
+def resolvable_difference(
+    rule: Rule, bank: LogRatios, share: float = 0.9, attempts: int = 300, seed: int = 0, largest: float = 0.1
+) -> float:
+    """The smallest margin, to a tenth of a per cent, with which the rule says "no difference" of identical code in `share` of attempts.
+
+    At most `largest`, which is returned where even that does not suffice. The bank's own bias is left in: attempts meet it, too.
+    """
+
+    def enough(margin: float) -> bool:
+        decisions = _resampled(msgspec.structs.replace(rule, equivalence=margin), bank, 0.0, attempts, seed, BLOCK)
+        return sum(decision.kind == "no_difference" for decision in decisions) >= share * attempts
+
+    low, high = 0.0, largest
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
 def _resampled(rule: Rule, bank: LogRatios, gain: float, attempts: int, seed: int, block: int) -> Iterator[Decision]:
     planted = bank.times(1 + gain)
     length = rule.looks[-1] + rule.confirm_pairs

@@ -227,13 +227,12 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         last = count == self.looks[-1]
         if last:
             return self._without_gain(logs, whole, p, f"no gain was shown in {count} pairs")
-        if whole.high < self.relevance:
-            return self._without_gain(
-                logs, whole, p, f"a gain of {percent(self.relevance)} is ruled out by {count} pairs"
-            )
-        clueless = self._chance_of_gain(gate) < self.futility and self._chance_of_loss(gate) < self.curiosity
-        if clueless and not self._answer_in_reach(gate, whole):
-            return self._without_gain(logs, whole, p, f"no gain in sight after {count} pairs")
+        if not self._answer_in_reach(gate, whole):
+            if whole.high < self.relevance:
+                lead = f"a gain of {percent(self.relevance)} is ruled out by {count} pairs"
+                return self._without_gain(logs, whole, p, lead)
+            if self._chance_of_gain(gate) < self.futility and self._chance_of_loss(gate) < self.curiosity:
+                return self._without_gain(logs, whole, p, f"no gain in sight after {count} pairs")
         upcoming = next(look for look in self.looks if look > count)
         why = f"not clear after {count} pairs: {whole}, {_p(p)}; on to {upcoming}"
         return Decision("continue", why, count, p=p, estimate=whole, next_look=upcoming)

@@ -192,7 +192,10 @@ class _Sorter:
             header = parse_header(source)
         except HeaderError as error:
             self.found.refuse(
-                "bad_header", f"{path}: {error}", "Mend the file, try it with `swapbench check`, and push.", path
+                "bad_header",
+                f"{path}: {error}",
+                "Mend the file, try it with `.venv/bin/swapbench check`, and push.",
+                path,
             )
             return
         if header.kind != kind:

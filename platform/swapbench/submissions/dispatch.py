@@ -96,6 +96,7 @@ def job_of(attempt: Attempt) -> Job:
             relevance=rules.relevance,
             isolation_levels=rules.isolation_levels,
             max_pairs=rules.max_pairs,
+            sentinels=rules.sentinels,
         ),
         deadline_seconds=seconds(attempt),
     )

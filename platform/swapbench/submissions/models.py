@@ -221,7 +221,7 @@ class Attempt(models.Model):
 
 
 class Result(models.Model):
-    """What one process measured of one case: a side of an AB/BA pair."""
+    """What one process measured of one case: a side of an AB/BA pair. In a pair of the phase "same" both sides are base."""
 
     class Side(models.TextChoices):
         BASE = "base", _("base")
@@ -244,6 +244,10 @@ class Result(models.Model):
             models.UniqueConstraint(
                 fields=["attempt", "path", "case", "phase", "pair", "side"], name="one_result_per_process_and_case"
             )
+        ]
+        indexes = [
+            # Few rows among many, which the page Error rates looks back over.
+            models.Index(fields=["-attempt"], condition=Q(phase="same"), name="results_of_identical_code")
         ]
         ordering = ["pair", "case", "side"]
 

@@ -173,7 +173,7 @@ def _results(row: Attempt, outcome: ImplementationOutcome) -> list[Result]:
     if outcome.performance is None:
         return []
     rows = {}
-    for pair in outcome.performance.pairs:
+    for pair in (*outcome.performance.pairs, *outcome.performance.sentinels):
         sides = (
             (Result.Side.BASE, pair.base, pair.base_samples),
             (Result.Side.HEAD, pair.head, pair.head_samples),

@@ -46,14 +46,16 @@ def _usual_steps(outcome: ImplementationOutcome) -> list[str]:
         case "passed" if qualifies(outcome):
             return ["Nothing: it enters the merge queue by itself."]
         case "passed" if outcome.speed == "slower":
-            return ["It is correct but slower. Profile it with `swapbench check --suite performance`, then push again."]
+            return [
+                "It is correct but slower. Profile it with `.venv/bin/swapbench check --suite performance`, then push again."
+            ]
         case "passed" if outcome.speed == "inconclusive":
             return ["The measurement was too noisy to decide. Ask for another with `/swapbench retry`."]
         case "passed":
             return ["It is correct, but no faster than what is there. Push a change that is, or leave it as it is."]
         case "failed":
             return [
-                "Run `swapbench check` on your machine: it judges as the worker did. Mend what it names, then push."
+                "Run `.venv/bin/swapbench check` on your machine: it judges as the worker did. Mend what it names, then push."
             ]
         case "timed_out_code":
             return ["The code did not end in time. Look for a loop that does not end or grows too fast, then push."]

@@ -53,6 +53,7 @@ urlpatterns = [
     path("maintain", maintain.page, name="maintain"),
     path("maintain/act", maintain.act, name="maintain-act"),
     path("about/", site.about, name="about"),
+    path("error-rates", site.error_rates, name="error-rates"),
     path("healthz", site.healthz, name="healthz"),
     path("assets/<name:name>", site.plotly, name="plotly"),
     path("language", set_language, name="language"),

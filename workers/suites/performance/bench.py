@@ -5,6 +5,7 @@ slows the machine for longer than a turn (other tenants of its memory and caches
 the accelerator they follow each other, as work that was queued there goes on when its process is frozen; it is also steadier.
 """
 
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -267,6 +268,14 @@ class Course:
         reason = impossible(seconds, work.bytes, work.flops, machine.peak_bytes_per_s, machine.peak_flops)
         if reason is not None:
             raise Impossible(f"{case.name}: {reason}")
+
+    def of_base_alone(self) -> "Course":
+        """The same course with base on both sides. Ends with this one."""
+        same = copy.copy(self)
+        same.sides = dict.fromkeys(self.sides, self.sides["base"])
+        same.held = dict.fromkeys(self.held, self.held["base"])
+        same._drawing = {}
+        return same
 
     def close(self) -> None:
         """Ends the drawing thread."""

@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from swapbench.web import evidence, quantities, queries, wording
-from swapbench.web.figures import intervals, limits, pairs, series, svg
+from swapbench.web.figures import intervals, limits, pairs, same, series, svg
 from workers.protocol import Interval, Performance
 
 register = template.Library()
@@ -174,6 +174,7 @@ def pair_plot(performance: Performance) -> SafeString:
 
 
 register.simple_tag(series.series_plot, name="series_plot")
+register.simple_tag(same.same_plot, name="same_plot")
 
 
 @register.simple_tag

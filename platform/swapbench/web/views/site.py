@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import cache_control
 from django.views.decorators.http import require_safe
 
+from swapbench.standings import error_rates as errors
 from swapbench.web import wording
 
 PLOTLY = f"plotly-{version('plotly')}.min.js"
@@ -26,6 +27,12 @@ def about(request: HttpRequest) -> HttpResponse:
         "pages/about.html",
         {"section": "about", "statuses": wording.STATUSES, "classes": wording.CLASSES, "metrics": wording.METRICS},
     )
+
+
+@require_safe
+def error_rates(request: HttpRequest) -> HttpResponse:
+    """How often the judge is wrong, by machine class."""
+    return render(request, "pages/error_rates.html", {"section": "about", "machines": errors.error_rates()})
 
 
 @require_safe

@@ -1,4 +1,4 @@
-"""What a machine class has been found to tell apart, as `swapbench calibrate` wrote it and as the rule of an attempt uses it."""
+"""What a machine class has been found to tell apart, as `swapbench calibrate` wrote it and as the rule of an attempt uses it. Torch-free."""
 
 import os
 from collections.abc import Sequence
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import msgspec
 
+from workers.protocol import PairRecord
 from workers.statistics import Estimate, Rate
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 MIN_FLOOR, MAX_FLOOR = 0.005, 0.10
 MIN_EQUIVALENCE, MAX_EQUIVALENCE = 0.01, 0.10
 MAX_BIAS = 0.01
@@ -47,7 +48,7 @@ class WholeAttempts(msgspec.Struct, frozen=True):
 
 
 class SlotCalibration(msgspec.Struct, frozen=True):
-    """What one slot's cases give on a machine class. Fractions; `equivalence` is what 24 pairs can resolve in nine of ten attempts."""
+    """What one slot's cases give on a machine class. Fractions; `equivalence` is the margin with which nine of ten attempts on identical code end as "no difference"."""
 
     implementation: str
     pairs: int
@@ -75,6 +76,35 @@ class Calibration(msgspec.Struct, frozen=True):
     slots: dict[str, SlotCalibration]
 
 
+class BankedPair(msgspec.Struct, frozen=True, tag="pair"):
+    """One pair. `planted` is the share of its own time that base spins; 0 where both sides are the same code. `seconds` 0: not known."""
+
+    slot: str
+    implementation: str
+    planted: float
+    pair: PairRecord
+    seconds: float
+    machine_class: str
+    suite_version: str
+    at: float
+
+
+class BankedAttempt(msgspec.Struct, frozen=True, tag="attempt"):
+    """One whole attempt on identical code."""
+
+    slot: str
+    implementation: str
+    status: str
+    decision: str
+    seconds: float
+    machine_class: str
+    suite_version: str
+    at: float
+
+
+Banked = BankedPair | BankedAttempt
+
+
 class CalibrationError(Exception):
     """A calibration file cannot be read; `str(error)` says which and why."""
 
@@ -95,6 +125,11 @@ def read(machine_class: str) -> Calibration | None:
         raise CalibrationError(
             f"{path} cannot be used: {error}. Mend it or make it anew by `swapbench calibrate`."
         ) from None
+
+
+def names() -> list[str]:
+    """The machine classes that have a file."""
+    return sorted(path.stem for path in folder().glob("*.json"))
 
 
 def slot_of(machine_class: str, kind: str) -> SlotCalibration | None:

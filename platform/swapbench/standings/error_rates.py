@@ -1,0 +1,161 @@
+"""How often the judge is wrong: what was calibrated on each machine class, and what identical code has shown there since."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from statistics import fmean
+
+import numpy as np
+
+from engine.slots.header import kind_of_path
+from swapbench.submissions.models import Result, Verdict
+from workers import calibrations
+from workers.calibrations import BankedPair, Calibration, SlotCalibration
+from workers.protocol import PairRecord
+from workers.statistics import Estimate, estimate, robust_deviation
+
+LATEST_ROWS = 40_000
+"""Rows of results that a page looks back over: some 5,000 pairs of four cases."""
+SHOWN = 200
+"""Latest pairs that are drawn."""
+
+
+@dataclass(frozen=True)
+class SamePair:
+    """A pair in which both processes ran base: ln(first / second) as a mean over its cases, and when its attempt ended."""
+
+    attempt: int
+    log_ratio: float
+    at: datetime | None
+
+    @property
+    def speedup(self) -> float:
+        return math.expm1(self.log_ratio)
+
+
+@dataclass
+class SlotErrors:
+    """What is known of one kind of slot on one machine class."""
+
+    kind: str
+    calibrated: SlotCalibration | None = None
+    pairs: list[SamePair] = field(default_factory=list)
+    """Oldest first."""
+
+    @property
+    def live(self) -> Estimate | None:
+        """The difference that identical code has shown since; its truth is 0."""
+        return estimate([pair.log_ratio for pair in self.pairs]) if self.pairs else None
+
+    @property
+    def spread(self) -> float | None:
+        """A pair's standard deviation since."""
+        return robust_deviation(np.array([pair.log_ratio for pair in self.pairs])) if len(self.pairs) > 2 else None
+
+    @property
+    def shown(self) -> list[SamePair]:
+        return self.pairs[-SHOWN:]
+
+
+@dataclass
+class MachineErrors:
+    """One machine class: its calibration, if it has one, and its slots."""
+
+    machine_class: str
+    calibration: Calibration | None = None
+    slots: dict[str, SlotErrors] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> str:
+        """What was calibrated, for a person."""
+        if self.calibration is None:
+            return ""
+        of = self.calibration.environment
+        what = of.get("accelerator") or of.get("processor", "")
+        return f"{what}, torch {of.get('torch', '')}"
+
+
+def error_rates() -> list[MachineErrors]:
+    """Every machine class that was calibrated or has judged. A file that is no calibration is left out."""
+    found: dict[str, MachineErrors] = {}
+    for name in calibrations.names():
+        try:
+            read = calibrations.read(name)
+        except calibrations.CalibrationError:
+            continue
+        if read is not None:
+            slots = {kind: SlotErrors(kind, slot) for kind, slot in read.slots.items()}
+            found[name] = MachineErrors(name, read, slots)
+    for same in latest():
+        machine = found.setdefault(same.machine_class, MachineErrors(same.machine_class))
+        logs = [math.log(same.base[case] / same.head[case]) for case in same.base]
+        machine.slots.setdefault(same.kind, SlotErrors(same.kind)).pairs.append(
+            SamePair(same.attempt, fmean(logs), same.at)
+        )
+    return [found[name] for name in sorted(found)]
+
+
+@dataclass
+class Recorded:
+    """A pair of base with itself as the database has it: seconds by case of the two processes."""
+
+    attempt: int
+    path: str
+    machine_class: str
+    suite_version: str
+    kind: str
+    at: datetime | None
+    order: str
+    base: dict[str, float] = field(default_factory=dict)
+    head: dict[str, float] = field(default_factory=dict)
+
+
+def latest() -> list[Recorded]:
+    """The latest pairs of base with itself, oldest first."""
+    rows = (
+        Result.objects.filter(phase="same", seconds__gt=0)
+        .order_by("-attempt_id", "path", "pair")
+        .select_related("attempt")
+        .only(
+            *("path", "case", "pair", "order", "side", "seconds"),
+            *("attempt__machine_class", "attempt__suite_version", "attempt__finished_at"),
+        )
+    )[:LATEST_ROWS]
+    found: dict[tuple[int, str, int], Recorded] = {}
+    for row in rows:
+        kind = kind_of_path(row.path)
+        if kind is None:
+            continue
+        key = row.attempt_id, row.path, row.pair
+        if key not in found:
+            of = row.attempt
+            found[key] = Recorded(of.pk, row.path, of.machine_class, of.suite_version, kind, of.finished_at, row.order)
+        (found[key].base if row.side == Result.Side.BASE else found[key].head)[row.case] = row.seconds
+    return [found[key] for key in sorted(found) if found[key].base and found[key].base.keys() == found[key].head.keys()]
+
+
+def banked() -> Iterator[BankedPair]:
+    """What `swapbench calibrate --bank` can go on from: the latest pairs in which a slot's default met itself."""
+    recorded = latest()
+    # Only what was measured against the default has a place on its track by that measurement.
+    against = {
+        (attempt, path): name
+        for attempt, path, name in Verdict.objects.filter(
+            attempt__in={same.attempt for same in recorded}, track_speedup__isnull=False
+        ).values_list("attempt_id", "path", "against")
+    }
+    for same in recorded:
+        name = against.get((same.attempt, same.path))
+        if name is None:
+            continue
+        yield BankedPair(
+            slot=same.kind,
+            implementation=name,
+            planted=0.0,
+            pair=PairRecord(0, "AB" if same.order == "AB" else "BA", "same", same.base, same.head),
+            seconds=0.0,
+            machine_class=same.machine_class,
+            suite_version=same.suite_version,
+            at=same.at.timestamp() if same.at else 0.0,
+        )
