@@ -152,7 +152,9 @@ class Attempt:
 
                 def measure() -> SuiteResult:
                     nonlocal speed
-                    speed = judge_speed(trial, self.job.policy)
+                    # Files that follow need the time that is left.
+                    policy = self.job.policy if share == 1 else msgspec.structs.replace(self.job.policy, sentinels=0)
+                    speed = judge_speed(trial, policy)
                     self.artifacts |= {artifact(file.path, name): text for name, text in speed.artifacts.items()}
                     return speed.result
 

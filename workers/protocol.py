@@ -203,6 +203,8 @@ class Performance(msgspec.Struct, frozen=True):
     """Over the track's baseline, which places it on the track; equals `speedup` where that is what was measured."""
     sentinels: list[PairRecord] = []
     """Pairs of base with itself, measured after the decision, which knows nothing of them."""
+    sentinels_note: Line = ""
+    """Why there are fewer than the policy asked for."""
 
 
 class ImplementationOutcome(msgspec.Struct, frozen=True):

@@ -89,7 +89,7 @@ def test_the_page_says_both(full: dict[int, Submission], folder: Path, client: C
     answer = client.get("/error-rates")
     text = answer.content.decode()
     assert answer.status_code == 200
-    for said in ("0.10", "4.4", "slowed on purpose", "Some CPU, torch 2.13.0", 'class="fig still"'):
+    for said in ("0.10\u202f%", "4.4\u202f%", "slowed on purpose", "Some CPU, torch 2.13.0", 'class="fig still"'):
         assert said in text, said
     assert text.count("<circle") >= len(machine.slots["attention"].pairs)
 

@@ -145,6 +145,7 @@ def pictures(url: str) -> dict[str, tuple[str, int, int, str]]:
         "failed": (first(lambda item: "failed" in statuses(item)), 1280, 800, "light"),
         "running": (first(running), 1280, 620, "dark"),
         "track": (tracks[0]["page"].removeprefix(url) if tracks else None, 1280, 940, "light"),
+        "error-rates": ("/error-rates", 1280, 1100, "light"),
         "phone": ("/", 390, 844, "light"),
     }
     return {name: (address, *rest) for name, (address, *rest) in found.items() if address is not None}  # type: ignore[misc]

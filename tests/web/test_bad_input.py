@@ -78,7 +78,17 @@ def test_what_is_missing_of_a_submission_is_404(site: Client, full: dict[int, Su
 
 @pytest.mark.django_db
 def test_pages_that_only_show_refuse_to_be_posted_to(site: Client) -> None:
-    for address in ("/", "/submissions/", "/queue", "/tracks/", "/history", "/compare", "/about/", "/healthz"):
+    for address in (
+        "/",
+        "/submissions/",
+        "/queue",
+        "/tracks/",
+        "/history",
+        "/compare",
+        "/about/",
+        "/error-rates",
+        "/healthz",
+    ):
         assert site.post(address).status_code == 405, address
     assert site.post("/api/submissions").status_code == 405
 

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 # What people look at; the numbers are those of the samples' submissions.
-SHOWN = ("/", "/tracks/", "/tracks/attention/E/cpu/", "/submissions/", "/submissions/{3}", "/submissions/{5}", "/submissions/{14}", "/queue", "/history", "/compare?base={3}&head={12}", "/people/alice", "/about/", "/api/docs", "/login", "/nothing")  # fmt: skip
+SHOWN = ("/", "/tracks/", "/tracks/attention/E/cpu/", "/submissions/", "/submissions/{3}", "/submissions/{5}", "/submissions/{14}", "/queue", "/history", "/compare?base={3}&head={12}", "/people/alice", "/about/", "/error-rates", "/api/docs", "/login", "/nothing")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ PAGES = (
     "/compare",
     "/compare?head=1",
     "/about/",
+    "/error-rates",
     "/login",
     "/healthz",
     "/now/live",

@@ -9,7 +9,15 @@ import math
 import numpy as np
 import pytest
 
-from workers.statistics import Rule, alpha_for_try, attempt_from, clopper_pearson, estimate
+from workers.statistics import (
+    LogRatios,
+    Rule,
+    alpha_for_try,
+    attempt_from,
+    clopper_pearson,
+    estimate,
+    resolvable_difference,
+)
 from workers.statistics.simulation import ACCELERATOR, BUSY_CORES, MACHINES, QUIET_CORES, SHARED_CORES
 
 CASES = 6
@@ -177,6 +185,34 @@ def test_same_code_on_quiet_machines_is_told_so():
     for machine in (ACCELERATOR, QUIET_CORES):
         kinds = [decision.kind for decision in decisions(machine, 250)]
         assert at_least(kinds.count("no_difference"), 250, 0.9)
+
+
+@machines
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("margin", [0.02, 0.05])
+def test_a_difference_as_large_as_the_margin_is_rarely_called_none(machine, side, margin):
+    results = decisions(machine, 250, gain=side * margin, rule=Rule(equivalence=margin), seed=61)
+    assert at_most(sum(decision.kind == "no_difference" for decision in results), 250, 0.05)
+
+
+@pytest.mark.parametrize("machine", [QUIET_CORES, SHARED_CORES], ids=lambda machine: machine.name)
+def test_the_resolvable_difference_is_told_of_identical_code_nine_times_in_ten(machine):
+    (bank,) = machine.attempts(np.random.default_rng(71), 1, 200, CASES)
+    margin = resolvable_difference(Rule(), bank)
+    assert 0.005 < margin < 0.1
+    others = decisions(machine, 250, rule=Rule(equivalence=margin), seed=72)
+    assert at_least(sum(decision.kind == "no_difference" for decision in others), 250, 0.85)
+    narrower = decisions(machine, 250, rule=Rule(equivalence=margin / 2), seed=72)
+    assert sum(decision.kind == "no_difference" for decision in narrower) < 0.7 * 250
+
+
+def test_it_goes_on_where_a_gain_is_ruled_out_and_no_difference_is_in_reach():
+    pairs = np.array([0.003, -0.020, 0.001, -0.018, -0.001, -0.012, 0.004, -0.022])
+    logs = LogRatios(("case",), pairs[:, None])
+    assert estimate(pairs).high < 0.005
+    assert Rule(equivalence=0.018).decide(logs).kind == "continue"
+    assert Rule(equivalence=0.05).decide(logs).kind == "no_difference"
+    assert Rule(equivalence=0.006).decide(logs).kind == "inconclusive"
 
 
 def test_a_busy_neighbour_makes_it_inconclusive_and_never_wrong():

@@ -1,9 +1,11 @@
 """The performance stage: pairs of fresh processes until the rule of workers.statistics knows enough."""
 
+import dataclasses
 import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +15,7 @@ import msgspec
 import torch
 
 from engine.slots.kind import CallFailed
+from engine.slots.registry import read_header
 from workers import calibrations
 from workers.calibrations import SlotCalibration
 from workers.judge.trial import Impossible, StageTimedOut, Trial, Wrong, reason_of, recipe_of, status_of
@@ -177,8 +180,7 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
         known = calibrations.slot_of(where.machine_class, trial.subject.kind.name)
         stage.rule = rule_for(policy, where.device, known)
         stage.most_pairs = stage.rule.looks[-1] + stage.rule.confirm_pairs
-        decision = _decide(stage, stage.rule)
-        return _report(stage, decision, _sentinels(stage))
+        return _with_sentinels(stage, _report(stage, _decide(stage, stage.rule)))
     except _Stopped:
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
     except (UnfitMachine, calibrations.CalibrationError, torch.OutOfMemoryError) as error:
@@ -242,21 +244,49 @@ def _decide(stage: _Stage, rule: Rule) -> Decision:
     return rule.confirm(stop, fresh)
 
 
-def _sentinels(stage: _Stage) -> list[PairRecord]:
-    """Pairs in which both processes run base, measured as the others were. What goes wrong in them is nobody's fault, and is left out."""
+def _with_sentinels(stage: _Stage, found: SpeedResult) -> SpeedResult:
+    """The result with pairs in which both processes ran base, measured as the others were. Whatever goes wrong in them, it stands."""
     wanted = stage.policy.sentinels
-    if not wanted:
-        return []
+    if not wanted or found.performance is None:
+        return found
     first = stage.most_pairs
-    alone = _Stage(stage.trial, stage.course.of_base_alone(), stage.policy, first=first, most_pairs=first + wanted)
-    # Nothing that comes after the decision may use up what is left of the stage.
-    alone.slowest = 2 * stage.slowest
+    alone = None
+    note = ""
     try:
-        for number in range(wanted):
-            alone.pair("same", "Base against itself, for the record of this machine", number, wanted)
-    except (_Stopped, BudgetEnded, UnfitMachine, StageTimedOut, CallFailed, SandboxError, torch.OutOfMemoryError):
-        stage.trial.hosts.end()
-    return [msgspec.structs.replace(record, base_samples={}, head_samples={}) for record in alone.records]
+        if not _asks_all(stage):
+            note = "Not measured: the implementation's header leaves cases out, or asks for other ones."
+        else:
+            alone = _Stage(
+                stage.trial, stage.course.of_base_alone(), stage.policy, first=first, most_pairs=first + wanted
+            )
+            # Nothing that comes after the decision may use up what is left of the stage.
+            alone.slowest = 2 * stage.slowest
+            for number in range(wanted):
+                alone.pair("same", "Base against itself, for the record of this machine", number, wanted)
+    except BudgetEnded:
+        note = "There was no time left in the stage."
+    except _Stopped:
+        assert alone is not None
+        note = "; ".join(reason.sentence for reason in alone.result.reasons)
+    except Exception as error:
+        # The verdict is made: nothing that happens here may take it away.
+        note = f"{type(error).__name__}: {error}"
+    finally:
+        if alone is not None:
+            alone.course.stop_drawing()
+        with suppress(Exception):
+            stage.trial.hosts.end()
+    records = alone.records if alone is not None else []
+    slim = [msgspec.structs.replace(record, base_samples={}, head_samples={}) for record in records]
+    found.performance = msgspec.structs.replace(found.performance, sentinels=slim, sentinels_note=note[:4000])
+    return found
+
+
+def _asks_all(stage: _Stage) -> bool:
+    """Whether the cases are those that base itself would be given, so that no header of a head decides what the machine's record holds."""
+    subject, where = stage.trial.subject, stage.trial.environment
+    own = dataclasses.replace(read_header(Path(subject.base.tree, subject.base.path)), limits={})
+    return not stage.course.refused and list(subject.kind.cases("performance", own, where)) == stage.course.published
 
 
 def interval(estimate: Estimate | None) -> Interval | None:
@@ -277,7 +307,7 @@ def _medians(records: list[PairRecord]) -> dict[str, tuple[float, float]]:
     }
 
 
-def _report(stage: _Stage, decision: Decision, sentinels: list[PairRecord]) -> SpeedResult:
+def _report(stage: _Stage, decision: Decision) -> SpeedResult:
     trial = stage.trial
     speeds: Mapping[str, Speed] = {"faster": "faster", "no_difference": "no_difference", "slower": "slower"}
     speed = speeds.get(decision.kind, "inconclusive")
@@ -298,7 +328,6 @@ def _report(stage: _Stage, decision: Decision, sentinels: list[PairRecord]) -> S
         cases=cases,
         against=trial.subject.base.name,
         baseline_speedup=whole if against_baseline else None,
-        sentinels=sentinels,
     )
     if speed == "slower":
         stage.result.statuses.append("failed")

@@ -11,6 +11,7 @@ PARTS = (
     "engine/workloads",
     "workers/suites",
     "workers/judge",
+    "workers/calibrations.py",
     "workers/statistics",
 )
 
@@ -20,7 +21,7 @@ def suite_version() -> str:
     """The first 16 hex digits of a hash over suites, contracts, reference, judge and statistics as they are installed."""
     digest = hashlib.sha256()
     for part in PARTS:
-        for path in sorted((ROOT / part).rglob("*")):
+        for path in [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*")):
             if path.suffix in (".py", ".ini") and "__pycache__" not in path.parts:
                 digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from statistics import fmean
 
 import numpy as np
@@ -15,10 +16,12 @@ from workers.calibrations import BankedPair, Calibration, SlotCalibration
 from workers.protocol import PairRecord
 from workers.statistics import Estimate, estimate, robust_deviation
 
-LATEST_ROWS = 40_000
-"""Rows of results that a page looks back over: some 5,000 pairs of four cases."""
+LATEST_ROWS = 16_000
+"""Rows of results that are looked back over: some 2,000 pairs of four cases."""
 SHOWN = 200
-"""Latest pairs that are drawn."""
+"""Latest pairs that are drawn and estimated from: the exact interval of more would take long."""
+ENOUGH = 6
+"""The fewest pairs that a 95 % interval can be made from."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,17 @@ class SlotErrors:
     pairs: list[SamePair] = field(default_factory=list)
     """Oldest first."""
 
-    @property
+    @cached_property
     def live(self) -> Estimate | None:
-        """The difference that identical code has shown since; its truth is 0."""
-        return estimate([pair.log_ratio for pair in self.pairs]) if self.pairs else None
+        """The difference that the latest pairs of identical code have shown; its truth is 0. None where so few have no 95 % interval."""
+        logs = [pair.log_ratio for pair in self.shown]
+        return estimate(logs) if len(logs) >= ENOUGH else None
 
-    @property
+    @cached_property
     def spread(self) -> float | None:
-        """A pair's standard deviation since."""
-        return robust_deviation(np.array([pair.log_ratio for pair in self.pairs])) if len(self.pairs) > 2 else None
+        """A pair's standard deviation among the latest."""
+        logs = [pair.log_ratio for pair in self.shown]
+        return robust_deviation(np.array(logs)) if len(logs) >= ENOUGH else None
 
     @property
     def shown(self) -> list[SamePair]:
@@ -113,25 +118,25 @@ class Recorded:
 
 def latest() -> list[Recorded]:
     """The latest pairs of base with itself, oldest first."""
-    rows = (
+    columns = ("attempt_id", "path", "pair", "case", "side", "order", "seconds")
+    of = ("attempt__machine_class", "attempt__suite_version", "attempt__finished_at")
+    rows = list(
         Result.objects.filter(phase="same", seconds__gt=0)
-        .order_by("-attempt_id", "path", "pair")
-        .select_related("attempt")
-        .only(
-            *("path", "case", "pair", "order", "side", "seconds"),
-            *("attempt__machine_class", "attempt__suite_version", "attempt__finished_at"),
-        )
-    )[:LATEST_ROWS]
+        .order_by("-attempt_id", "path", "pair", "case", "side")
+        .values_list(*columns, *of)[:LATEST_ROWS]
+    )
     found: dict[tuple[int, str, int], Recorded] = {}
-    for row in rows:
-        kind = kind_of_path(row.path)
+    for attempt, path, pair, case, side, order, seconds, machine_class, suite_version, at in rows:
+        kind = kind_of_path(path)
         if kind is None:
             continue
-        key = row.attempt_id, row.path, row.pair
+        key = attempt, path, pair
         if key not in found:
-            of = row.attempt
-            found[key] = Recorded(of.pk, row.path, of.machine_class, of.suite_version, kind, of.finished_at, row.order)
-        (found[key].base if row.side == Result.Side.BASE else found[key].head)[row.case] = row.seconds
+            found[key] = Recorded(attempt, path, machine_class, suite_version, kind, at, order)
+        (found[key].base if side == Result.Side.BASE else found[key].head)[case] = seconds
+    if len(rows) == LATEST_ROWS:
+        # The oldest one may have been cut in the middle.
+        found.pop(rows[-1][:3], None)
     return [found[key] for key in sorted(found) if found[key].base and found[key].base.keys() == found[key].head.keys()]
 
 

@@ -37,7 +37,7 @@ class ControlPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     isolation_levels: tuple[str, ...] = ("full", "rlimits", "user")
     max_pairs: Annotated[int, msgspec.Meta(ge=8, le=48)] = 24
     sentinels: Annotated[int, msgspec.Meta(ge=0, le=8)] = 1
-    """Pairs of base with itself after each decision, from which the page Evidence says what each machine makes of identical code."""
+    """Pairs of base with itself after each decision, from which the page Error rates says what each machine makes of identical code."""
     deadline_seconds: Annotated[float, msgspec.Meta(gt=0)] = 900.0
     lease_seconds: Annotated[float, msgspec.Meta(gt=0)] = LEASE_SECONDS
     replacements: Annotated[int, msgspec.Meta(ge=0, le=10)] = 2

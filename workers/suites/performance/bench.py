@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from threading import Event
 from typing import Any, Literal
 
 import torch
@@ -108,7 +109,7 @@ class Course:
         """Seconds that refilling a call's inputs takes and that are taken off, by case."""
         self.furnace = Furnace() if self.on_device else None
         self._drawing: dict[tuple[int, SideName], Future[dict[str, list[Drawn]]]] = {}
-        self._closing = False
+        self._drawn_enough = Event()
         self._drawer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw")
 
     def set_up(self) -> None:
@@ -216,7 +217,7 @@ class Course:
         self._drawing = {key: found for key, found in self._drawing.items() if key[0] == pair}
         for side in (first, second) if self.prepares else (first,):
             if (pair, side) not in self._drawing:
-                self._drawing[pair, side] = self._drawer.submit(self._draw_all, pair, side)
+                self._drawing[pair, side] = self._drawer.submit(self._draw_all, pair, side, self._drawn_enough)
 
     def start_behind(self, pair: int) -> None:
         """Starts a pair's hosts while the one before it is timed: for half of a pair's time they do nothing but import."""
@@ -236,10 +237,10 @@ class Course:
             found[side] = {name: list(calls) for name, calls in drawn.result().items()}
         return found
 
-    def _draw_all(self, pair: int, side: SideName) -> dict[str, list[Drawn]]:
+    def _draw_all(self, pair: int, side: SideName, enough: Event) -> dict[str, list[Drawn]]:
         drawn: dict[str, list[Drawn]] = {}
         for name, case in self.cases.items():
-            if self._closing:
+            if enough.is_set():
                 break
             held = self.held[side][name]
             count = self.turns * (self.warm_up_calls + self.calls[name])
@@ -270,16 +271,24 @@ class Course:
             raise Impossible(f"{case.name}: {reason}")
 
     def of_base_alone(self) -> "Course":
-        """The same course with base on both sides. Ends with this one."""
+        """The same course with base on both sides, in whose place it steps: what was drawn ahead for other pairs is dropped."""
+        self.stop_drawing()
         same = copy.copy(self)
         same.sides = dict.fromkeys(self.sides, self.sides["base"])
         same.held = dict.fromkeys(self.held, self.held["base"])
-        same._drawing = {}
         return same
+
+    def stop_drawing(self) -> None:
+        """Has what is drawn ahead end, and lets go of it."""
+        self._drawn_enough.set()
+        for drawing in self._drawing.values():
+            drawing.cancel()
+        self._drawing = {}
+        self._drawn_enough = Event()
 
     def close(self) -> None:
         """Ends the drawing thread."""
-        self._closing = True
+        self.stop_drawing()
         self._drawer.shutdown(wait=True, cancel_futures=True)
 
 

@@ -19,10 +19,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, file: Path, **options: Any) -> None:
         try:
-            held = set(file.read_bytes().splitlines()) if file.exists() else set()
+            before = file.read_bytes() if file.exists() else b""
+            held = set(before.splitlines())
             lines = [line for line in map(msgspec.json.encode, banked()) if line not in held]
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("ab") as bank:
+                # A run that was killed may have left half a line.
+                bank.write(b"\n" if before and not before.endswith(b"\n") else b"")
                 bank.writelines(line + b"\n" for line in lines)
         except OSError as error:
             raise CommandError(f"{file} cannot be written: {error.strerror}.") from None
