@@ -143,14 +143,18 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     console = Console()
 
+    model = load_model(given.model, dtype=torch.float32)
+    prompt = [(7 * i) % model.config.vocab for i in range(given.prompt)]
+    plain = Engine(model, slots=SLOTS, max_len=4096)
+    plain.generate([prompt], max_tokens=given.tokens, ignore_eos=True)
+    # Before anything else is loaded: another library's memory is no part of the engine.
+    outside = overhead(plain, prompt, 8 * given.tokens)
+
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
     theirs.generation_config.eos_token_id = None
-    model = load_model(given.model, dtype=torch.float32)
-    prompt = [(7 * i) % model.config.vocab for i in range(given.prompt)]
-    plain = Engine(model, slots=SLOTS, max_len=4096)
     compiled = Engine(model, max_len=4096, compile=True)
     began = time.perf_counter()
     compiled.generate([prompt], max_tokens=8, ignore_eos=True)
@@ -163,7 +167,6 @@ def main() -> None:
         sides["engine"] += steps_of(plain, prompt, given.tokens)
         sides["engine, compiled"] += steps_of(compiled, prompt, given.tokens)
     medians = {name: statistics.median(steps) for name, steps in sides.items()}
-    outside = overhead(plain, prompt, 4 * given.tokens)
 
     machine = f"{platform.processor() or platform.machine()}, {given.threads} threads, torch {torch.__version__}"
     table = Table(title=f"Decode, batch 1, float32, {model.config.parameters():,} parameters ({machine})")

@@ -87,7 +87,10 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         console.print(Text(f"swapbench check: {error}", style="red"))
         return COULD_NOT_JUDGE
     if not tree.files:
-        console.print(f"No slot file differs from {options.base}. Change or add one below engine/, then check again.")
+        console.print(
+            f"No slot file differs from {options.base}. Change or add one in a folder of slots, such as engine/activation/, then "
+            "check again; its name has only a-z, 0-9 and _, a letter first, and ends in .py."
+        )
         return COULD_NOT_JUDGE
     from workers.attempt import make_attempt
     from workers.judge.machine import machine_class
@@ -114,6 +117,10 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         outcome = make_attempt(job, stages.report, tree.git_dir, unconfined=options.no_sandbox, seed=options.seed)
     for item in outcome.implementations:
         console.print(_verdict(item))
+        for command in dict.fromkeys(reason.reproduce for reason in item.reasons if reason.reproduce):
+            # Not in the table: a command that is cut or broken at the terminal's width cannot be pasted.
+            console.print(Text("again:", style="dim"))
+            console.print(Text(command), soft_wrap=True)
     for reason in outcome.reasons:
         console.print(Text(reason.sentence, style="red"))
     console.print(f"{time.monotonic() - began:.1f} s, isolation level {outcome.isolation}")
@@ -123,7 +130,10 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 
 
 def _seed(text: str) -> bytes:
-    seed = bytes.fromhex(text)
+    try:
+        seed = bytes.fromhex(text)
+    except ValueError:
+        seed = b""
     if len(seed) != 32:
         raise argparse.ArgumentTypeError("a seed has 64 hex digits")
     return seed
@@ -175,12 +185,16 @@ class Stages:
         )
 
 
+REASONS_SHOWN = 3
+"""Of each implementation; what is wrong in one case is mostly wrong in others."""
+
+
 def _verdict(item: ImplementationOutcome) -> "RenderableType":
     table = Table.grid(padding=(0, 2))
     colour = COLOURS.get(item.status, "yellow")
     title = f"{item.kind} {item.name}" if item.name else item.path
     table.add_row(Text(title, style="bold"), Text(item.status.replace("_", " "), style=colour), Text(item.summary))
-    for reason in item.reasons:
+    for reason in item.reasons[:REASONS_SHOWN]:
         where = f"{reason.stage or ''}{f', case {reason.case}' if reason.case else ''}"
         table.add_row("", Text(where, style="dim"), Text(reason.sentence))
         if reason.recipe:
@@ -192,8 +206,8 @@ def _verdict(item: ImplementationOutcome) -> "RenderableType":
             )
         if reason.next_step:
             table.add_row("", Text("next", style="dim"), Text(reason.next_step))
-        if reason.reproduce:
-            table.add_row("", Text("again", style="dim"), Text(reason.reproduce))
+    if (more := len(item.reasons) - REASONS_SHOWN) > 0:
+        table.add_row("", Text("more", style="dim"), Text(f"{more} other reasons; --json FILE writes them all down"))
     for name, value in item.quality.items():
         table.add_row("", Text("quality", style="dim"), Text(f"{name} {value:.5g}"))
     for name, value in item.figures.items():

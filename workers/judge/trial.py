@@ -71,7 +71,7 @@ def subject(file: SlotFile, trees: Trees) -> Subject:
     header = read_header(trees.head / file.path)
     if header.kind != file.kind:
         raise HeaderError(
-            f"The header declares a {header.kind}, but the file lies in engine/{FOLDERS[file.kind]}/. Move it or mend the header."
+            f"The header declares the kind {header.kind}, but the file lies in engine/{FOLDERS[file.kind]}/. Move it or mend the header."
         )
     kind = kind_named(header.kind)
     at_base = implementations(trees.base / "engine", header.kind)

@@ -1,5 +1,6 @@
 """What the pages read from the database: read-only, a bounded number of queries each, plain values out."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +9,12 @@ from statistics import median
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.paginator import Page, Paginator
 from django.db.models import Max, Prefetch, Q, QuerySet
 from django.utils import timezone
 
+from swapbench.forge.chosen import forge
 from swapbench.mergequeue.models import BranchState, Build, QueueEntry, QueueEvent
 from swapbench.submissions.models import Attempt, AuditEvent, Submission, Verdict, Worker
 from swapbench.submissions.verdicts import OURS
@@ -211,6 +214,14 @@ class ImplementationShown:
         return [step for step in self.verdict.next_steps if step not in said]
 
 
+def _repository() -> str:
+    """Where the code can be fetched from; a clone's own origin where the forge is not set up in this process."""
+    try:
+        return forge().repository()
+    except ImproperlyConfigured:
+        return "origin"
+
+
 @dataclass(frozen=True)
 class RunPage:
     """All that the page of a submission shows. `attempt` is the one that facts and stages are shown of."""
@@ -229,10 +240,14 @@ class RunPage:
 
     @property
     def reproduce(self) -> str:
-        """The commands that judge the same code at home."""
-        head, base = self.submission.head_sha, self.submission.base_sha
-        fetch = f"git fetch origin {self.submission.pull_request.head_ref}"
-        return f"{fetch}\ngit checkout {head[:12]}\n.venv/bin/swapbench check --base {base[:12]}"
+        """The commands that judge the same code at home, in a clone in which `make setup` has run: beside it, so that it stays as it is."""
+        head, base, pull = self.submission.head_sha, self.submission.base_sha, self.submission.pull_request
+        beside = f"../pull-{pull.number}"
+        return (
+            f"git fetch {shlex.quote(_repository())} {pull.head_ref} {pull.base_ref}\n"
+            f"git worktree add --detach {beside} {head[:12]} && cd {beside}\n"
+            f'"$OLDPWD"/.venv/bin/swapbench check --base {base[:12]}'
+        )
 
     @property
     def live(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error
 
 from swapbench.standings.error_rates import banked
 
@@ -27,6 +28,10 @@ class Command(BaseCommand):
                 # A run that was killed may have left half a line.
                 bank.write(b"\n" if before and not before.endswith(b"\n") else b"")
                 bank.writelines(line + b"\n" for line in lines)
+        except Error as error:
+            raise CommandError(
+                f"The database cannot be read ({error}); is it migrated? manage.py doctor says."
+            ) from None
         except OSError as error:
             raise CommandError(f"{file} cannot be written: {error.strerror}.") from None
-        self.stdout.write(f"{len(lines)} pairs added to {file}.")
+        self.stdout.write(f"Pairs added to {file}: {len(lines)}.")
