@@ -115,14 +115,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     began = time.monotonic()
     with Stages(console) as stages:
         outcome = make_attempt(job, stages.report, tree.git_dir, unconfined=options.no_sandbox, seed=options.seed)
-    for item in outcome.implementations:
-        console.print(_verdict(item))
-        for command in dict.fromkeys(reason.reproduce for reason in item.reasons if reason.reproduce):
-            # Not in the table: a command that is cut or broken at the terminal's width cannot be pasted.
-            console.print(Text("again:", style="dim"))
-            console.print(Text(command), soft_wrap=True)
-    for reason in outcome.reasons:
-        console.print(Text(reason.sentence, style="red"))
+    show(console, outcome)
     console.print(f"{time.monotonic() - began:.1f} s, isolation level {outcome.isolation}")
     if options.json:
         options.json.write_text(protocol.encode(outcome))
@@ -183,6 +176,18 @@ class Stages:
             completed=news.done,
             total=news.total or None,
         )
+
+
+def show(console: "Console", outcome: Outcome) -> None:
+    """Prints the verdict on each implementation, and what stopped the attempt itself."""
+    for item in outcome.implementations:
+        console.print(_verdict(item))
+        for command in dict.fromkeys(reason.reproduce for reason in item.reasons if reason.reproduce):
+            # Not in the table: a command that is cut or broken at the terminal's width cannot be pasted.
+            console.print(Text("again:", style="dim"))
+            console.print(Text(command), soft_wrap=True)
+    for reason in outcome.reasons:
+        console.print(Text(reason.sentence, style="red"))
 
 
 REASONS_SHOWN = 3
