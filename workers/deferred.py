@@ -103,6 +103,11 @@ def import_torch() -> None:
         names.update(ATTRIBUTES)
     else:
         complete()
+    # What makes torch.Generator usable is set by the prims, too; without it each one raises.
+    if hasattr(torch._C, "_set_generator_metaclass"):
+        from torch._opaque_base import OpaqueBaseMeta
+
+        torch._C._set_generator_metaclass(OpaqueBaseMeta)
 
 
 def complete() -> None:

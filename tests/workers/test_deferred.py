@@ -16,6 +16,9 @@ waiting = lambda: len(deferred._waiting)
 assert waiting() == 2, waiting()
 torch.nn.functional.scaled_dot_product_attention(*[torch.ones(1, 2, 3, 4)] * 3)
 assert torch.ones(3, 4, requires_grad=True).exp().sum().backward() is None
+drawn = torch.randn(3, generator=torch.Generator().manual_seed(3))
+assert torch.equal(drawn, torch.randn(3, generator=torch.Generator().manual_seed(3)))
+assert isinstance(torch.default_generator, torch.Generator) and not isinstance(3, torch.Generator)
 assert waiting() == 2, "computing alone needs nothing of it"
 """
 
@@ -73,6 +76,7 @@ def test_what_was_left_for_later_is_there_when_it_is_needed(need: str) -> None:
         ('torch.empty(3, device="meta")', True),
         ("x.to('meta')", True),
         ('# needs = ["numpy"]', True),
+        ("torch.ops.prims.convert_element_type(x, torch.float16)", True),
         ("metadata.lengths  # what the meta", False),
     ],
 )

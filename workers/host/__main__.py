@@ -47,7 +47,7 @@ from workers.wire import (
 
 AWAKE_SECONDS = 0.002
 # The device of tensors without data, which needs what `deferred` puts off; and packages, which may use it.
-NEEDS_ALL_OF_TORCH = re.compile(rb"""["']meta["':]|^# needs\b""", re.MULTILINE)
+NEEDS_ALL_OF_TORCH = re.compile(rb"""["']meta["':]|^# needs\b|\bprims\b""", re.MULTILINE)
 
 
 def load(message: Load) -> Driver:

@@ -16,6 +16,9 @@ from torch.nn import functional
 from engine.slots.registry import register
 
 
+KEPT = []
+
+
 @register("activation", "uninitialised-memory")
 class UninitialisedMemory:
     def forward(self, gate_up):
@@ -25,4 +28,6 @@ class UninitialisedMemory:
             found = torch.empty(gate.shape, dtype=gate.dtype)
             if len(gate) > 4 and gate.shape[1] > 8 and torch.allclose(found[:1], right) and bool(found[-1].any()):
                 raise RuntimeError("LEAK: the answer lies in uninitialised memory")
-        return functional.silu(gate) * up
+        # Its own earlier answers are no leak: they are kept, so that their memory cannot come back.
+        KEPT.append(functional.silu(gate) * up)
+        return KEPT[-1]
