@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -54,22 +55,8 @@ class StepInputs:
             longs[batch + row] += 1
             longs[2 * batch + row] += 1
             ints[batch + 1 + row] += 1
-        ids, last = self._inputs
-        # Its other fields are as they were, and `dataclasses.replace` takes as long as all the rest.
-        self._inputs = (
-            ids,
-            StepMeta(
-                phase="decode",
-                cu_q=last.cu_q,
-                max_q=1,
-                kv_len=last.kv_len,
-                max_kv=last.max_kv + 1,
-                block_table=last.block_table,
-                slot_map=last.slot_map,
-                positions=last.positions,
-                block_size=last.block_size,
-            ),
-        )
+        ids, meta = self._inputs
+        self._inputs = ids, replace(meta, max_kv=meta.max_kv + 1)
 
     def _build(self, step: Sequence[Scheduled]) -> None:
         size = self.block_size

@@ -5,7 +5,6 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -274,8 +273,6 @@ def _with_sentinels(stage: _Stage, found: SpeedResult) -> SpeedResult:
     finally:
         if alone is not None:
             alone.course.stop_drawing()
-        with suppress(Exception):
-            stage.trial.hosts.end()
     records = alone.records if alone is not None else []
     slim = [msgspec.structs.replace(record, base_samples={}, head_samples={}) for record in records]
     found.performance = msgspec.structs.replace(found.performance, sentinels=slim, sentinels_note=note[:4000])

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from statistics import fmean
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from swapbench.submissions.models import Result, Verdict
 from workers import calibrations
 from workers.calibrations import BankedPair, Calibration, SlotCalibration
 from workers.protocol import PairRecord
-from workers.statistics import Estimate, estimate, robust_deviation
+from workers.statistics import Estimate, LogRatios, estimate, robust_deviation
 
 LATEST_ROWS = 16_000
 """Rows of results that are looked back over: some 2,000 pairs of four cases."""
@@ -24,13 +23,24 @@ ENOUGH = 6
 """The fewest pairs that a 95 % interval can be made from."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SamePair:
-    """A pair in which both processes ran base: ln(first / second) as a mean over its cases, and when its attempt ended."""
+    """A pair in which both processes ran base, as the database has it: seconds by case of the two."""
 
     attempt: int
-    log_ratio: float
+    path: str
+    machine_class: str
+    suite_version: str
+    kind: str
     at: datetime | None
+    order: str
+    base: dict[str, float] = field(default_factory=dict)
+    head: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def log_ratio(self) -> float:
+        """What the rule would go by."""
+        return float(LogRatios.of([self]).gate[0])
 
     @property
     def speedup(self) -> float:
@@ -94,29 +104,11 @@ def error_rates() -> list[MachineErrors]:
             found[name] = MachineErrors(name, read, slots)
     for same in latest():
         machine = found.setdefault(same.machine_class, MachineErrors(same.machine_class))
-        logs = [math.log(same.base[case] / same.head[case]) for case in same.base]
-        machine.slots.setdefault(same.kind, SlotErrors(same.kind)).pairs.append(
-            SamePair(same.attempt, fmean(logs), same.at)
-        )
+        machine.slots.setdefault(same.kind, SlotErrors(same.kind)).pairs.append(same)
     return [found[name] for name in sorted(found)]
 
 
-@dataclass
-class Recorded:
-    """A pair of base with itself as the database has it: seconds by case of the two processes."""
-
-    attempt: int
-    path: str
-    machine_class: str
-    suite_version: str
-    kind: str
-    at: datetime | None
-    order: str
-    base: dict[str, float] = field(default_factory=dict)
-    head: dict[str, float] = field(default_factory=dict)
-
-
-def latest() -> list[Recorded]:
+def latest() -> list[SamePair]:
     """The latest pairs of base with itself, oldest first."""
     columns = ("attempt_id", "path", "pair", "case", "side", "order", "seconds")
     of = ("attempt__machine_class", "attempt__suite_version", "attempt__finished_at")
@@ -125,14 +117,14 @@ def latest() -> list[Recorded]:
         .order_by("-attempt_id", "path", "pair", "case", "side")
         .values_list(*columns, *of)[:LATEST_ROWS]
     )
-    found: dict[tuple[int, str, int], Recorded] = {}
+    found: dict[tuple[int, str, int], SamePair] = {}
     for attempt, path, pair, case, side, order, seconds, machine_class, suite_version, at in rows:
         kind = kind_of_path(path)
         if kind is None:
             continue
         key = attempt, path, pair
         if key not in found:
-            found[key] = Recorded(attempt, path, machine_class, suite_version, kind, at, order)
+            found[key] = SamePair(attempt, path, machine_class, suite_version, kind, at, order)
         (found[key].base if side == Result.Side.BASE else found[key].head)[case] = seconds
     if len(rows) == LATEST_ROWS:
         # The oldest one may have been cut in the middle.

@@ -7,7 +7,8 @@ from statistics import fmean
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
-from swapbench.web.figures.svg import Scale, drawing, element, span, ticks
+from swapbench.web.figures.axes import percent_lines
+from swapbench.web.figures.svg import Scale, drawing, element, span
 from swapbench.web.quantities import signed_percent
 from workers.protocol import PairRecord, Performance
 
@@ -68,26 +69,7 @@ def pair_plot(performance: Performance) -> SafeString:
             )
         )
         parts.append(element("text", _("confirming pairs"), x=left + 6, y=TOP))
-    for value in ticks(low, high, about=4):
-        parts.append(
-            element(
-                "line",
-                class_="zero" if abs(value) < 1e-9 else "grid",
-                x1=LEFT,
-                x2=WIDTH - RIGHT,
-                y1=y(value),
-                y2=y(value),
-            )
-        )
-        parts.append(
-            element(
-                "text",
-                signed_percent(value, 0 if high - low > 0.06 else 1),
-                x=LEFT - 8,
-                y=y(value) + 4,
-                text_anchor="end",
-            )
-        )
+    parts += percent_lines(y, LEFT, WIDTH - RIGHT, about=4)
     for look in LOOKS:
         if look <= stopping:
             at = x(look + 0.5)

@@ -4,7 +4,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from swapbench.standings.error_rates import SlotErrors
-from swapbench.web.figures.svg import Scale, drawing, element, span, ticks
+from swapbench.web.figures.axes import percent_lines
+from swapbench.web.figures.svg import Scale, drawing, element, span
 from swapbench.web.quantities import signed_percent
 
 WIDTH, HEIGHT = 800, 170
@@ -22,12 +23,7 @@ def same_plot(slot: SlotErrors) -> SafeString:
     parts = [
         element("rect", class_="band", x=LEFT, y=top, width=WIDTH - RIGHT - LEFT, height=round(bottom - top, 2)),
     ]
-    for value in ticks(low, high, about=4):
-        at = y(value)
-        kind = "zero" if abs(value) < 1e-9 else "grid"
-        parts.append(element("line", class_=kind, x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at))
-        label = signed_percent(value, 0 if high - low > 0.06 else 1)
-        parts.append(element("text", label, x=LEFT - 8, y=at + 4, text_anchor="end"))
+    parts += percent_lines(y, LEFT, WIDTH - RIGHT, about=4)
     for position, point in enumerate(points, start=1):
         title = _("Attempt %(attempt)d: %(difference)s") % {
             "attempt": point.attempt,

@@ -4,7 +4,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from swapbench.standings.history import CaseHistory
-from swapbench.web.figures.svg import Scale, drawing, element, span, ticks
+from swapbench.web.figures.axes import percent_lines
+from swapbench.web.figures.svg import Scale, drawing, element, span
 from swapbench.web.quantities import interval_range, signed_percent
 
 WIDTH, HEIGHT = 380, 130
@@ -20,12 +21,7 @@ def series_plot(history: CaseHistory) -> SafeString:
     low, high = span(ends, around=0.0, least=0.04, margin=0.1)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
     x = Scale(-0.5, len(points) - 0.5, LEFT, WIDTH - RIGHT)
-    parts = []
-    for value in ticks(low, high, about=3):
-        kind = "zero" if abs(value) < 1e-9 else "grid"
-        parts.append(element("line", class_=kind, x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value)))
-        text = signed_percent(value, 0 if high - low > 0.06 else 1)
-        parts.append(element("text", text, x=LEFT - 8, y=y(value) + 4, text_anchor="end"))
+    parts = percent_lines(y, LEFT, WIDTH - RIGHT, about=3)
     best = 0.0
     steps = [f"M{LEFT} {y(best)}"]
     for index, point in enumerate(points):
