@@ -26,7 +26,7 @@ from engine.slots.source import Source
 from workers.checkout import CheckoutError, RefusedFile, Trees, fetch, lay_out
 from workers.judge import machine
 from workers.judge.client import CallTimedOut
-from workers.judge.hosts import Hosts
+from workers.judge.hosts import Hosts, keep_to_share
 from workers.judge.inputs import INPUTS_ARTIFACT, artifact, drawn
 from workers.judge.speed import SpeedResult, judge_speed
 from workers.judge.trial import StageTimedOut, Trial, reason_of, status_of, subject
@@ -349,6 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     # Before CUDA looks: an attempt sees the accelerator of its slot and no other.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(options.slot))
+    keep_to_share(options.slot)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = _to_descriptor(options.progress_fd) if options.progress_fd is not None else lambda _: None
     outcome = make_attempt(job, report, options.mirror, slot=options.slot)

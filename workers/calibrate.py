@@ -185,18 +185,7 @@ def workspace() -> Iterator[Workspace]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def slowed(source: str, slot: str, share: float) -> str:
-    """The slot file with a registered class that, after each call, spins for `share` of the time that the call took.
-
-    Raises CalibrationFailed where the file registers no class.
-    """
-    method = SPINNING.get(slot)
-    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.decorator_list]
-    if method is None or not classes:
-        raise CalibrationFailed(f"A {slot} cannot be slowed: it registers no class with a method to spin in.")
-    name = classes[-1].name
-    return f"""{source}
-
+SPIN = """
 def _slowed(method, share={share!r}):
     import time
 
@@ -209,10 +198,63 @@ def _slowed(method, share={share!r}):
         return result
 
     return spinning
-
-
-{name}.{method} = _slowed({name}.{method})
 """
+# On the device, where a call's work is a few microseconds within a recorded step: what is owed is slept off in naps, since a kernel of its
+# own for each call would take longer than what is planted.
+SLEEP = """
+def _slowed(method, share={share!r}, nap=5e-6, launching=1.5e-6, calls=8, rounds=5):
+    import torch
+
+    taken, rate, owed = {{}}, [0.0], [0.0]
+
+    def seconds(work):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1000
+
+    def of_one_call(arguments, keywords):
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(calls):
+                method(*arguments, **keywords)
+        graph.replay()
+        return sorted(seconds(graph.replay) for _ in range(rounds))[rounds // 2] / calls
+
+    def sleeping(*arguments, **keywords):
+        key = tuple(tuple(item.shape) for item in arguments if isinstance(item, torch.Tensor))
+        if key not in taken and not torch.cuda.is_current_stream_capturing():
+            cycles = 10_000_000
+            torch.cuda._sleep(cycles)
+            rate[0] = cycles / seconds(lambda: torch.cuda._sleep(cycles))
+            method(*arguments, **keywords)
+            taken[key] = of_one_call(arguments, keywords)
+        result = method(*arguments, **keywords)
+        owed[0] += share * taken.get(key, 0.0)
+        if owed[0] >= nap:
+            torch.cuda._sleep(int((owed[0] - launching) * rate[0]))
+            owed[0] = 0.0
+        return result
+
+    return sleeping
+"""
+
+
+def slowed(source: str, slot: str, share: float, device: str = "cpu") -> str:
+    """The slot file with a registered class that, after each call, spins (on an accelerator: sleeps there) for `share` of the time that the call took.
+
+    Raises CalibrationFailed where the file registers no class.
+    """
+    method = SPINNING.get(slot)
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.decorator_list]
+    if method is None or not classes:
+        raise CalibrationFailed(f"A {slot} cannot be slowed: it registers no class with a method to spin in.")
+    name = classes[-1].name
+    waste = (SLEEP if device == "cuda" else SPIN).format(share=share)
+    return f"{source}\n{waste}\n\n{name}.{method} = _slowed({name}.{method})\n"
 
 
 def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: int, tell: "Tell") -> None:
@@ -220,7 +262,7 @@ def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: i
     where = machine.environment()
     path = made.default(slot)
     source = (made.repository / path).read_text()
-    base = made.tree(path, slowed(source, slot, planted) if planted else None)
+    base = made.tree(path, slowed(source, slot, planted, where.device) if planted else None)
     trees = Trees(base, made.tree(path))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - where.threads))
     judged = subject(SlotFile(path, slot, "modified"), trees)  # type: ignore[arg-type]

@@ -112,6 +112,8 @@ class Run(msgspec.Struct, tag="run", frozen=True, forbid_unknown_fields=True):
     outputs: list[Region]
     drop: list[int] = []
     """Buffers that are not used again; unmapped after the answer."""
+    record: bool = False
+    """Record the work the first time, and replay it where the next message asks for the same on the same memory."""
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):

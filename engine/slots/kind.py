@@ -134,6 +134,9 @@ class Call:
     rewrites: Rewrites = field(default_factory=dict)
     parts: dict[int, Tensor] = field(default_factory=dict)
     """Which of what may change the rewrites change: for the kind that drew the call."""
+    recorded: bool = False
+    """Whether a host records the call's work the first time, and replays it after that, as the engine does with steps that decode
+    on an accelerator. Without it, what is timed of hundreds of small kernels is the Python that launches them."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +308,10 @@ class SlotKind(ABC):
     @abstractmethod
     def why_malformed(self, implementation: type[Any]) -> list[str]:
         """Sentences that say what the class lacks of the contract; else an empty list. Runs in the host."""
+
+    def recordable(self, header: Header) -> bool:
+        """Whether the engine records decoding with such an implementation: calls that say `recorded` are run as they are where not. Runs in the host."""
+        return True
 
     @abstractmethod
     def driver(self, implementation: type[Any]) -> Driver:

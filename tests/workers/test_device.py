@@ -11,7 +11,7 @@ from engine.slots.kind import TensorSpec
 from workers import vmm
 from workers.judge.accelerator import Sight
 from workers.judge.buffers import laid_out
-from workers.judge.hosts import Hosts
+from workers.judge.hosts import Hosts, share_of
 from workers.judge.inputs import FOLDED_AT_ONCE, WIDTH, digest, fold
 from workers.judge.readings import Reading, between
 from workers.statistics import contended
@@ -67,6 +67,14 @@ def test_the_judge_keeps_off_the_processors_of_its_hosts_until_it_closes_them() 
         hosts.close()
     assert meanwhile == (whole - {max(whole)} if len(whole) > 1 else whole)
     assert os.sched_getaffinity(0) == whole
+
+
+def test_accelerators_of_one_machine_share_out_its_processors() -> None:
+    processors = list(range(32))
+    assert share_of(processors, 1, 4) == list(range(8, 16))
+    assert share_of(processors, 0, 1) == processors
+    assert share_of(processors, 2, 0) == share_of(processors, 7, 4) == processors
+    assert share_of([0, 1, 2, 3], 1, 2) == [0, 1, 2, 3]  # too few to go round
 
 
 def test_tensors_are_laid_out_aligned_and_apart() -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from engine.slots.header import HeaderError
 from engine.slots.kind import Driver, kind_named
 from engine.slots.registry import SlotError, load_file
 from workers.host.mapping import Mappings
+from workers.host.recording import Recording
 from workers.wire import (
     Closed,
     Collect,
@@ -39,6 +41,7 @@ from workers.wire import (
     Prepare,
     Prepared,
     Region,
+    Run,
     Spec,
     Stop,
     receive_at_host,
@@ -50,8 +53,8 @@ AWAKE_SECONDS = 0.002
 NEEDS_ALL_OF_TORCH = re.compile(rb"""["']meta["':]|^# needs\b|\bprims\b""", re.MULTILINE)
 
 
-def load(message: Load) -> Driver:
-    """Imports the slot file and makes its driver."""
+def load(message: Load) -> tuple[Driver, bool]:
+    """Imports the slot file; its driver, and whether calls may be recorded."""
     torch.set_num_threads(message.threads)
     if message.device == "cuda":
         torch.zeros(1, device="cuda")
@@ -64,7 +67,7 @@ def load(message: Load) -> Driver:
     lacks = kind.why_malformed(implementation)
     if lacks:
         raise SlotError(" ".join(lacks))
-    return kind.driver(implementation)
+    return kind.driver(implementation), kind.recordable(header)
 
 
 def copy_out(results: Any, regions: list[Region], mappings: Mappings) -> None:
@@ -81,6 +84,14 @@ def copy_out(results: Any, regions: list[Region], mappings: Mappings) -> None:
         if value.dtype != expected:
             raise SlotError(f"{region.name!r} has dtype {value.dtype}; expected {expected}.")
         mappings.tensor(region).copy_(value)
+
+
+def compute(driver: Driver, message: Run, held: dict[str, torch.Tensor], mappings: Mappings) -> object:
+    """Runs an operation on what the message names. Returns what has to live until the judge was answered: freeing it takes time."""
+    inputs = {region.name: mappings.tensor(region) for region in message.inputs}
+    results = driver.run(message.operation, message.params, inputs, held)
+    copy_out(results, message.outputs, mappings)
+    return inputs, results
 
 
 def describe(error: BaseException, slot_file: str) -> Failed:
@@ -114,13 +125,15 @@ def _stay_awake(sock: socket.socket) -> None:
         pass
 
 
-def serve(sock: socket.socket, load: Callable[[Load], Driver] = load) -> None:
-    """Answers the judge's messages one by one; `load` makes the driver of a slot file."""
+def serve(sock: socket.socket, load: Callable[[Load], tuple[Driver, bool]] = load) -> None:
+    """Answers the judge's messages one by one; `load` makes the driver of a slot file, and says whether calls may be recorded."""
     gc.freeze()
     gc.enable()
     mappings = Mappings()
     held: dict[str, torch.Tensor] = {}
     driver: Driver | None = None
+    recordable = False
+    recording = Recording()
     slot_file = ""
     finish: Callable[[], None] = _nothing
     on_device = False
@@ -142,7 +155,7 @@ def serve(sock: socket.socket, load: Callable[[Load], Driver] = load) -> None:
                     # What was launched is not done: an answer before the device has finished would be caught by the judge's sample.
                     finish = torch.cuda.synchronize
                 started = time.monotonic()
-                driver = load(message)
+                driver, recordable = load(message)
                 answer = Loaded(time.monotonic() - started)
             elif isinstance(message, Hold):
                 mappings.map(message.buffers, fds)
@@ -150,6 +163,8 @@ def serve(sock: socket.socket, load: Callable[[Load], Driver] = load) -> None:
                     held.pop(name, None)
                 for region in message.regions:
                     held[region.name] = mappings.tensor(region)
+                if message.drop or message.regions:
+                    recording.forget()
                 answer = Kept()
                 if on_device and not message.buffers:
                     # An empty request: a call follows at once.
@@ -176,14 +191,15 @@ def serve(sock: socket.socket, load: Callable[[Load], Driver] = load) -> None:
                 answer = Done(seq)
             else:
                 mappings.map(message.buffers, fds)
-                inputs = {region.name: mappings.tensor(region) for region in message.inputs}
                 with torch.inference_mode():
-                    results = driver.run(message.operation, message.params, inputs, held)
-                    copy_out(results, message.outputs, mappings)
+                    if message.record and recordable:
+                        recording.run(message, partial(compute, driver, message, held, mappings))
+                        results = None
+                    else:
+                        results = compute(driver, message, held, mappings)
                 finish()
                 answer = Done(seq)
                 send(sock, answer)
-                inputs.clear()
                 del results
                 mappings.drop(message.drop)
                 continue

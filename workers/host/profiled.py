@@ -69,8 +69,9 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     calls = int(sys.argv[2])
 
-    def profiled(message: Load) -> Driver:
-        return ProfiledDriver(load(message), calls, FOLDER)
+    def profiled(message: Load) -> tuple[Driver, bool]:
+        # A replay would show kernels and not what launches them.
+        return ProfiledDriver(load(message)[0], calls, FOLDER), False
 
     serve(sock, profiled)
     os._exit(0)

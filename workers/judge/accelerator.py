@@ -152,6 +152,11 @@ def _beside_driver(name: str) -> Path | str:
     return beside if beside.exists() else name
 
 
+def count() -> int:
+    """How many accelerators this machine shows, whichever of them this process may use."""
+    return len([node for node in Path("/dev").glob("nvidia*") if node.name.removeprefix("nvidia").isdigit()])
+
+
 @functools.cache
 def current() -> Accelerator | None:
     """The accelerator of this process; None without one."""

@@ -193,6 +193,7 @@ class DeviceClient(HostClient):
             [],
             [_region(name, inputs, places[name], spec) for name, spec in specs.items()],
             [_region(name, outputs, offsets[name], spec) for name, spec in call.outputs.items()],
+            record=call.recorded,
         )
         generator = torch.Generator().manual_seed(secrets.randbits(63))
         words, counts = [], {}

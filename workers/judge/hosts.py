@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ DEVICE_MEMORY_BYTES = 16 * GIB
 DEVICE_PIDS = 512
 DEVICE_SCRATCH_BYTES = 2 * GIB
 DEVICE_INODES = 1 << 17
+LEAST_SHARE = 4
+"""Processors for each accelerator below which sharing them out would leave too few for judge, host and the host that is started ahead."""
 # Below this many processors, starting the next host would disturb the one that is being timed.
 PROCESSORS_TO_START_AHEAD = 8
 
@@ -311,6 +313,24 @@ class Hosts:
         """The processors that no host is bound to; None where there are none to spare."""
         bound = self._cpus()
         return None if bound is None else frozenset(self._processors or os.sched_getaffinity(0)) - bound
+
+
+def share_of(processors: Sequence[int], slot: int, accelerators: int) -> Sequence[int]:
+    """The part of the processors that attempts on one of a machine's accelerators keep to: neighbours, all parts of one size."""
+    each = len(processors) // max(1, accelerators)
+    if each < LEAST_SHARE or not 0 <= slot < accelerators:
+        return processors
+    return processors[slot * each : (slot + 1) * each]
+
+
+def keep_to_share(slot: int) -> None:
+    """Has this process, and hosts with it, leave the other accelerators' attempts their processors: two hosts on one would disturb each other.
+
+    Whoever was bound to some processors already is left where it is.
+    """
+    mine = sorted(os.sched_getaffinity(0))
+    if len(mine) == os.cpu_count():
+        _bind_this_process(share_of(mine, slot, accelerator.count()))
 
 
 def _without_siblings(spare: frozenset[int] | None, bound: frozenset[int] | None) -> frozenset[int]:

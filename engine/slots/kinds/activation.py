@@ -64,7 +64,9 @@ class ActivationKind(SlotKind):
         size = (case["tokens"] * case["repeat"], 2 * case["width"])
         scale = source.choice((0.3, 1.0, 6.0))
         dtype = TensorSpec((), case.dtype).torch_dtype
-        return swiglu_call(draw_tensor(source, size, dtype, case["device"], case["values"], scale), case["repeat"])
+        call = swiglu_call(draw_tensor(source, size, dtype, case["device"], case["values"], scale), case["repeat"])
+        call.recorded = case["recorded"]
+        return call
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition in float32."""

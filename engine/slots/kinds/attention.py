@@ -276,6 +276,7 @@ class AttentionKind(SlotKind):
             return draw_tensor(source, (rows, heads, shape.head_dim), dtype, case["device"], case["values"])
 
         call = step_call(case, meta, drawn(shape.q_heads), drawn(shape.kv_heads), drawn(shape.kv_heads))
+        call.recorded = meta.phase == "decode" and case["device"] == "cuda"
         if call.check_state:
             call.probes = {"kv": probes(held["origin"].tensor, meta, source)}
             if case["suite"] == "performance":
@@ -383,6 +384,10 @@ class AttentionKind(SlotKind):
         """What the class lacks of the contract."""
         wanted = ("kv_spec", "plan", "write", "forward")
         return lacking(implementation, wanted, "attention", "Derive from StandardKV for all but forward.")
+
+    def recordable(self, header: Header) -> bool:
+        """Where the header says so: others may read lengths back to the host in every step."""
+        return Caps.of(header).cuda_graph
 
     def driver(self, implementation: type[Any]) -> Driver:
         """Makes one instance for each shape that calls name."""

@@ -72,7 +72,9 @@ class NormalizationKind(SlotKind):
         inputs = {"x": draw_tensor(source, size, dtype, case["device"], case["values"], scale)}
         if case["residual"]:
             inputs["residual"] = draw_tensor(source, size, dtype, case["device"], "normal", scale)
-        return norm_call(case, inputs)
+        call = norm_call(case, inputs)
+        call.recorded = case["recorded"]
+        return call
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition, accumulated in float32."""
@@ -136,6 +138,7 @@ class NormalizationKind(SlotKind):
             "width": 192,
             "residual": True,
             "repeat": 1,
+            "recorded": False,
             "values": "long-tailed",
             "suite": "unit",
             "device": environment.device,

@@ -27,6 +27,7 @@ def pointwise_cases(
                 "width": workload.width,
                 "residual": workload.residual,
                 "repeat": workload.repeat,
+                "recorded": workload.decode and environment.device == "cuda",
                 "values": "normal",
                 "suite": suite,
                 "device": environment.device,

@@ -114,6 +114,7 @@ class QuantizationKind(SlotKind):
             "weights": workload.weights,
             "rounds": workload.rounds,
             "lookup": workload.lookup,
+            "recorded": workload.decode and device == "cuda",
             "values": "normal",
             "weight_values": "normal",
             "suite": suite,
@@ -204,6 +205,7 @@ class QuantizationKind(SlotKind):
         dtype = TensorSpec((), case.dtype).torch_dtype
         size = (tokens * case["weights"] * case["rounds"], case["inputs"])
         call = linear_call(case, draw_tensor(source, size, dtype, case["device"], case["values"]))
+        call.recorded = case["recorded"]
         for number in range(int(case["weights"])):
             if f"{number}:rows" in held:
                 call.parts[number], rewrites = drawn_parts(number, held, source)

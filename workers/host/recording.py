@@ -1,0 +1,58 @@
+"""Work that is recorded once as a CUDA graph and replayed, as the engine does with steps that decode (engine/runner/graphs.py)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from engine.slots.registry import SlotError
+from workers.wire import Run
+
+EAGER_RUNS = 2
+"""Before it is recorded: whatever compiles or allocates does so."""
+
+Work = Callable[[], object]
+
+
+def as_graph(work: Work) -> Work:
+    """What replays `work`. Raises SlotError where it cannot be recorded, and what `work` itself raises."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(EAGER_RUNS):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except Exception as error:
+        raise SlotError(
+            "On an accelerator the engine records steps that decode as CUDA graphs, and this implementation cannot be recorded: nothing in it "
+            f"may wait for the device or depend on values that lie there. {type(error).__name__}: {str(error)[:500]}"
+        ) from error
+    replay: Work = graph.replay
+    return replay
+
+
+class Recording:
+    """The last work that was recorded. Messages that name the same memory ask for the same, so that a replay does what a call would."""
+
+    def __init__(self, record: Callable[[Work], Work] = as_graph) -> None:
+        self._record = record
+        self._of: Any = None
+        self._replay: Work | None = None
+
+    def run(self, message: Run, work: Work) -> None:
+        """Does `work`, by a replay where the message before asked for the same. Raises what recording raises."""
+        asked = (message.operation, message.params, message.inputs, message.outputs)
+        if self._replay is None or asked != self._of:
+            self.forget()
+            self._replay = self._record(work)
+            self._of = asked
+        self._replay()
+
+    def forget(self) -> None:
+        """What is held is another: nothing that was recorded holds any longer."""
+        self._replay = self._of = None
