@@ -11,7 +11,7 @@ from engine.slots.kind import TensorSpec
 from workers import vmm
 from workers.judge.accelerator import Sight
 from workers.judge.buffers import laid_out
-from workers.judge.hosts import Hosts, share_of
+from workers.judge.hosts import Hosts, share_of, shared_out
 from workers.judge.inputs import FOLDED_AT_ONCE, WIDTH, digest, fold
 from workers.judge.readings import Reading, between
 from workers.statistics import contended
@@ -65,8 +65,13 @@ def test_the_judge_keeps_off_the_processors_of_its_hosts_until_it_closes_them() 
         meanwhile = os.sched_getaffinity(0)
     finally:
         hosts.close()
-    assert meanwhile == (whole - {max(whole)} if len(whole) > 1 else whole)
+    assert meanwhile == (shared_out(frozenset(whole - {max(whole)}))[0] if len(whole) > 1 else whole)
     assert os.sched_getaffinity(0) == whole
+
+
+def test_the_judge_and_the_host_that_is_started_ahead_keep_apart_where_there_is_room() -> None:
+    assert shared_out(frozenset(range(12))) == (frozenset(range(6)), frozenset(range(6, 12)))
+    assert shared_out(frozenset(range(7))) == (frozenset(range(7)), frozenset(range(7)))
 
 
 def test_accelerators_of_one_machine_share_out_its_processors() -> None:

@@ -144,7 +144,7 @@ class Hosts:
         after the host before it has ended. Beside an accelerator it waits on other processors than the host that is being timed.
         """
         if not self._ahead:
-            cpus = self._spare_cpus() if self.device == "cuda" else self._cpus()
+            cpus = self._shared_out()[1] if self.device == "cuda" else self._cpus()
             self._ahead.append((side, *self._started(side, cpus)))
 
     def start_pair_ahead(self, first: Side, second: Side, behind: bool = False) -> None:
@@ -241,14 +241,15 @@ class Hosts:
             self._processors = []
 
     def step_aside(self) -> None:
-        """Keeps this process off the processors that hosts are bound to, until `close`.
+        """Keeps this process off the processors that hosts are bound to, and that hosts are started ahead on, until `close`.
 
         A host on the accelerator launches, and the judge draws, waits without sleeping and compares: on one processor, or on two
         that are one core, either takes half as long again.
         """
-        if not self._processors and (spare := self._spare_cpus()) is not None:
+        own = self._shared_out()[0]
+        if not self._processors and own is not None:
             self._processors = sorted(os.sched_getaffinity(0))
-            _bind_this_process(spare)
+            _bind_this_process(own)
 
     def _confinement(self, side: Side, fd: int, cpus: frozenset[int] | None, slot: int) -> Confinement:
         view = interpreter_view()
@@ -309,10 +310,22 @@ class Hosts:
             return None
         return frozenset(mine[-self.threads :])
 
+    def _shared_out(self) -> tuple[frozenset[int] | None, frozenset[int] | None]:
+        spare = self._spare_cpus()
+        return (None, None) if spare is None else shared_out(spare)
+
     def _spare_cpus(self) -> frozenset[int] | None:
         """The processors that no host is bound to; None where there are none to spare."""
         bound = self._cpus()
         return None if bound is None else frozenset(self._processors or os.sched_getaffinity(0)) - bound
+
+
+def shared_out(spare: frozenset[int]) -> tuple[frozenset[int], frozenset[int]]:
+    """Of the processors that the host being timed leaves: those of the judge, and those that the next host is started on; the same where there are few."""
+    if len(spare) < 2 * LEAST_SHARE:
+        return spare, spare
+    ordered = sorted(spare)
+    return frozenset(ordered[: len(ordered) // 2]), frozenset(ordered[len(ordered) // 2 :])
 
 
 def share_of(processors: Sequence[int], slot: int, accelerators: int) -> Sequence[int]:
