@@ -5,7 +5,7 @@ from torch import Tensor
 
 from engine.slots.attention import AttentionShape, StepMeta
 
-SCORES_AT_ONCE = 1 << 24
+SCORES_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
 """A prompt of 32k tokens has 10^9 scores for each head: rows of queries are taken as many at a time as fit in this."""
 
 
@@ -27,7 +27,7 @@ def attention(
     for sequence, total in enumerate(meta.kv_len.tolist()):
         pages = meta.block_table[sequence, : -(-total // meta.block_size)].long()
         keys, values = kv[:, pages].flatten(1, 2)[:, :total].to(dtype).transpose(1, 2)  # each [kv_heads, total, D]
-        rows = max(1, SCORES_AT_ONCE // (shape.q_heads * total))
+        rows = max(1, SCORES_AT_ONCE[q.device.type] // (shape.q_heads * total))
         for first in range(bounds[sequence], bounds[sequence + 1], rows):
             last = min(first + rows, bounds[sequence + 1])
             seen = total - (bounds[sequence + 1] - last)  # positions up to that of row `last - 1`

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from workers import wire
 from workers.judge import accelerator
 from workers.judge.client import HostClient
@@ -69,6 +71,8 @@ class Hosts:
     _ahead: list[tuple[Side, HostProcess, socket.socket]] = field(default_factory=list, init=False, repr=False)
     _processors: list[int] = field(default_factory=list, init=False, repr=False)
     """All that this process had before it stepped aside; empty where it has not."""
+    _threads: int = field(default=1, init=False, repr=False)
+    """And the threads that it computed with."""
 
     def open(self, side: Side) -> HostClient:
         """A fresh host that has imported the side's slot file; those before it are ended first.
@@ -238,6 +242,7 @@ class Hosts:
         self._drop_ahead()
         if self._processors:
             _bind_this_process(self._processors)
+            torch.set_num_threads(self._threads)
             self._processors = []
 
     def step_aside(self) -> None:
@@ -250,6 +255,9 @@ class Hosts:
         if not self._processors and own is not None:
             self._processors = sorted(os.sched_getaffinity(0))
             _bind_this_process(own)
+            # What the judge computes there is small, and threads that wait for each other spin: 16 of them on 6 processors took 60 ms to draw a call, one takes 4.
+            self._threads = torch.get_num_threads()
+            torch.set_num_threads(1)
 
     def _confinement(self, side: Side, fd: int, cpus: frozenset[int] | None, slot: int) -> Confinement:
         view = interpreter_view()
