@@ -21,10 +21,10 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.slots.attention import AttentionShape, StandardKV, StepMeta
+from engine.slots.kernels import PLANLESS, PLANNED, among, plan_pays
 from engine.slots.launch import overlapping
 from engine.slots.registry import register
 
@@ -36,14 +36,6 @@ except ImportError:  # the header says that it is needed; the file can still be 
 
 LONG_PROMPT = 1024
 """New tokens from which on a launch of flash attention for each prompt costs less than its better kernel gains."""
-
-FLASH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-PLANNED = [SDPBackend.CUDNN_ATTENTION, *FLASH]
-VERY_LONG_PROMPT = 12288
-CHUNK = 1024
-"""cuDNN's kernel takes about half the flash kernel's time, and 60 to 80 ms to plan for a length that it has not met. On an H100 that
-pays within one model of 38 layers from 12k tokens on (docs/h100/lengths.json), and wherever a length comes again: prompts are cut into
-chunks of round lengths."""
 
 KEYS_A_SPLIT = 64
 """Splitting a cache finer than this costs more in joining than it gains in parallel programs. On an H100 at batch 1, 64 keys
@@ -128,7 +120,7 @@ class Paged(StandardKV):
         for first, last in self.whole:
             queries, keys, values = (part[first:last].transpose(0, 1)[None] for part in (q, k, v))
             new = last - first
-            with sdpa_kernel(PLANNED if new >= VERY_LONG_PROMPT or new % CHUNK == 0 else FLASH):
+            with among(PLANNED if plan_pays(new) else PLANLESS, q):
                 attended = scaled_dot_product_attention(
                     queries,
                     keys,

@@ -10,35 +10,34 @@
 # ///
 """The default attention: nothing but PyTorch's own kernels, on any device."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.slots.attention import AttentionShape, StandardKV, StepMeta
+from engine.slots.kernels import PLANLESS, PLANNED, among, plan_pays
 from engine.slots.registry import register
-
-# cuDNN's attention, which PyTorch prefers on Hopper, builds a plan for every length that it has not seen, for the 43 ms of about a thousand
-# calls of a decoding sequence on an H100 (docs/h100/lengths.json); such a sequence has a new length with each token. Over long prompts it is
-# about twice as fast as the flash kernel (8k tokens: 1.2 against 2.6 ms a layer), which should pay for a plan over the layers of a model. And the flash
-# kernel takes no mask.
-PLANLESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-PLANNED = [SDPBackend.CUDNN_ATTENTION, *PLANLESS]
-LONG = 16384
-"""New tokens of one sequence from which on a plan pays."""
 
 
 @register("attention", "sdpa")
 class Sdpa(StandardKV):
-    """Gathers each sequence's pages into one run of keys and values and calls SDPA on it."""
+    """Gathers each sequence's pages into one run of keys and values and calls SDPA on it.
+
+    On a GPU, where a launch costs more than the work of a short sequence, sequences with one new token and about the same length are
+    gathered to one length and attended at once.
+    """
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
         self.new: list[int] = []
         self.total: list[int] = []
         self.places: list[slice | Tensor] = []
+        self.starts: list[int] = []
+        self.alike: list[list[int]] = []
+        self.rows: list[Tensor] = []
 
     def plan(self, meta: StepMeta) -> None:
         """Reads the lengths and the pages back to the host, once for all layers."""
@@ -51,23 +50,39 @@ class Sdpa(StandardKV):
             # Pages in a row, which a fresh cache hands out, are read where they lie; others are gathered.
             in_a_row = pages[:used] == list(range(first, first + used))
             self.places.append(slice(first * size, first * size + total) if in_a_row else meta.block_table[row, :used])
+        if meta.kv_len.is_cuda:
+            self.starts = list(accumulate(self.new, initial=0))
+            groups = alike({row: total for row, total in enumerate(self.total) if self.new[row] == 1})
+            # One alone is what the flash kernel splits over the whole device.
+            self.alike = [rows for rows in groups if len(rows) > 1]
+            self.rows = [torch.tensor(rows, device=meta.kv_len.device) for rows in self.alike]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
         """Returns [T, q_heads, head_dim]."""
         with among(PLANLESS, q):
-            return torch.cat(self.each(q, kv, meta))
+            return torch.cat(self.each(q, k, v, kv, meta))
 
-    def each(self, q: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
+    def each(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
         """[new, q_heads, head_dim] for each sequence."""
         outputs = []
         in_a_row = kv.flatten(1, 2)
-        for queries, new, total, place in zip(q.split(self.new), self.new, self.total, self.places, strict=True):
-            kept = in_a_row[:, place] if isinstance(place, slice) else kv[:, place].flatten(1, 2)[:, :total]
-            keys, values = kept.transpose(1, 2).unsqueeze(1).to(q.dtype)
+        done = self.at_once(q, kv, meta)
+        parts = zip(q.split(self.new), self.new, self.total, self.places, strict=True)
+        for row, (queries, new, total, place) in enumerate(parts):
+            if row in done:
+                outputs.append(done[row])
+                continue
+            if q.is_cuda and new == total:
+                # What is in the cache is what just came.
+                came = slice(self.starts[row], self.starts[row] + new)
+                keys, values = (part[came].transpose(0, 1)[None] for part in (k, v))
+            else:
+                kept = in_a_row[:, place] if isinstance(place, slice) else kv[:, place].flatten(1, 2)[:, :total]
+                keys, values = kept.transpose(1, 2).unsqueeze(1).to(q.dtype)
             mask = None if new == 1 or new == total else self.mask(new, total, q.device)
             if self.shape.window is not None and total > self.shape.window:
                 mask = self.mask(new, total, q.device)
-            with nullcontext() if mask is None and new < LONG else among(PLANNED, q):
+            with nullcontext() if mask is None and not plan_pays(new) else among(PLANNED, q):
                 attended = scaled_dot_product_attention(
                     queries.transpose(0, 1)[None],
                     keys,
@@ -80,6 +95,27 @@ class Sdpa(StandardKV):
             outputs.append(attended[0].transpose(0, 1))
         return outputs
 
+    def at_once(self, q: Tensor, kv: Tensor, meta: StepMeta) -> dict[int, Tensor]:
+        """[1, q_heads, head_dim] for each sequence among `self.alike`, by its row.
+
+        The query heads of a key/value head are rows of one product. What lies past a sequence's end is read and masked.
+        """
+        done: dict[int, Tensor] = {}
+        for sequences, rows in zip(self.alike, self.rows, strict=True):
+            pages = -(-self.total[sequences[0]] // meta.block_size)
+            keys, values = kv[:, meta.block_table[rows, :pages]].flatten(2, 3).transpose(2, 3).to(q.dtype)
+            lengths = meta.kv_len[rows][:, None]
+            position = torch.arange(keys.shape[2], device=q.device)
+            seen = position < lengths
+            if self.shape.window is not None:
+                seen &= position >= lengths - self.shape.window
+            queries = q[meta.cu_q[rows]].view(len(rows), self.shape.kv_heads, -1, self.shape.head_dim)
+            attended = scaled_dot_product_attention(
+                queries, keys, values, attn_mask=seen[:, None, None], scale=self.shape.scale
+            )
+            done |= zip(sequences, attended.reshape(len(rows), *q.shape[1:]).split(1), strict=True)
+        return done
+
     def mask(self, new: int, total: int, device: torch.device) -> Tensor:
         """bool[new, total]: which position each new token may read."""
         query = torch.arange(total - new, total, device=device)[:, None]
@@ -90,6 +126,11 @@ class Sdpa(StandardKV):
         return allowed
 
 
-def among(kernels: list[SDPBackend], q: Tensor) -> AbstractContextManager[None]:
-    """Has SDPA choose among these kernels on CUDA; elsewhere there is nothing to choose."""
-    return sdpa_kernel(kernels) if q.is_cuda else nullcontext()
+def alike(totals: dict[int, int]) -> list[list[int]]:
+    """Rows of sequences by their lengths, the longest first, so that none of a group is shorter than half of its longest."""
+    groups: list[list[int]] = []
+    for row in sorted(totals, key=totals.__getitem__, reverse=True):
+        if not groups or 2 * totals[row] < totals[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(row)
+    return groups

@@ -10,85 +10,127 @@
 # ///
 """The default attention again, with other names. Nothing about its speed should change, and the judge should say so."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.slots.attention import AttentionShape, StandardKV, StepMeta
+from engine.slots.kernels import PLANLESS, PLANNED, among, plan_pays
 from engine.slots.registry import register
-
-WITHOUT_PLAN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-WITH_PLAN = [SDPBackend.CUDNN_ATTENTION, *WITHOUT_PLAN]
-PLAN_PAYS_FROM = 16384
 
 
 @register("attention", "sdpa-tidied")
 class TidiedSdpa(StandardKV):
-    """One sequence after the other: its pages in one run, then SDPA."""
+    """Gathers each sequence's pages into one run of keys and values and calls SDPA on it.
+
+    On a GPU, where a launch costs more than the work of a short sequence, sequences with one new token and about the same length are
+    gathered to one length and attended at once.
+    """
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
-        self.fresh_counts: list[int] = []
-        self.lengths: list[int] = []
+        self.fresh: list[int] = []
+        self.length: list[int] = []
         self.homes: list[slice | Tensor] = []
+        self.begins: list[int] = []
+        self.similar: list[list[int]] = []
+        self.members: list[Tensor] = []
 
     def plan(self, meta: StepMeta) -> None:
         """Reads the lengths and the pages back to the host, once for all layers."""
-        self.lengths = meta.kv_len.tolist()
-        self.fresh_counts = [1] * len(self.lengths) if meta.max_q == 1 else meta.cu_q.diff().tolist()
+        self.length = meta.kv_len.tolist()
+        self.fresh = [1] * len(self.length) if meta.max_q == 1 else meta.cu_q.diff().tolist()
         self.homes = []
-        per_page = meta.block_size
-        for sequence, (held, length) in enumerate(zip(meta.block_table.tolist(), self.lengths, strict=True)):
-            needed, start = -(-length // per_page), held[0]
+        size = meta.block_size
+        for row, (pages, length) in enumerate(zip(meta.block_table.tolist(), self.length, strict=True)):
+            needed, first = -(-length // size), pages[0]
             # Pages in a row, which a fresh cache hands out, are read where they lie; others are gathered.
-            adjacent = held[:needed] == list(range(start, start + needed))
-            self.homes.append(
-                slice(start * per_page, start * per_page + length) if adjacent else meta.block_table[sequence, :needed]
-            )
+            adjacent = pages[:needed] == list(range(first, first + needed))
+            self.homes.append(slice(first * size, first * size + length) if adjacent else meta.block_table[row, :needed])
+        if meta.kv_len.is_cuda:
+            self.begins = list(accumulate(self.fresh, initial=0))
+            sorts = similar({row: length for row, length in enumerate(self.length) if self.fresh[row] == 1})
+            # One alone is what the flash kernel splits over the whole device.
+            self.similar = [members for members in sorts if len(members) > 1]
+            self.members = [torch.tensor(members, device=meta.kv_len.device) for members in self.similar]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
         """Returns [T, q_heads, head_dim]."""
-        with choosing_from(WITHOUT_PLAN, q):
-            return torch.cat(self.answer_each(q, kv, meta))
+        with among(PLANLESS, q):
+            return torch.cat(self.each(q, k, v, kv, meta))
 
-    def answer_each(self, q: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
-        """[fresh, q_heads, head_dim] for each sequence."""
+    def each(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
+        """[new, q_heads, head_dim] for each sequence."""
         answers = []
         adjacent = kv.flatten(1, 2)
-        for asking, fresh, length, home in zip(
-            q.split(self.fresh_counts), self.fresh_counts, self.lengths, self.homes, strict=True
-        ):
-            run = adjacent[:, home] if isinstance(home, slice) else kv[:, home].flatten(1, 2)[:, :length]
-            keys, values = run.transpose(1, 2).unsqueeze(1).to(q.dtype)
-            visible = None if fresh == 1 or fresh == length else self.visible(fresh, length, q.device)
+        finished = self.together(q, kv, meta)
+        parts = zip(q.split(self.fresh), self.fresh, self.length, self.homes, strict=True)
+        for row, (asking, fresh, length, home) in enumerate(parts):
+            if row in finished:
+                answers.append(finished[row])
+                continue
+            if q.is_cuda and fresh == length:
+                # What is in the cache is what just came.
+                came = slice(self.begins[row], self.begins[row] + fresh)
+                keys, values = (part[came].transpose(0, 1)[None] for part in (k, v))
+            else:
+                run = adjacent[:, home] if isinstance(home, slice) else kv[:, home].flatten(1, 2)[:, :length]
+                keys, values = run.transpose(1, 2).unsqueeze(1).to(q.dtype)
+            mask = None if fresh == 1 or fresh == length else self.mask(fresh, length, q.device)
             if self.shape.window is not None and length > self.shape.window:
-                visible = self.visible(fresh, length, q.device)
-            with nullcontext() if visible is None and fresh < PLAN_PAYS_FROM else choosing_from(WITH_PLAN, q):
+                mask = self.mask(fresh, length, q.device)
+            with nullcontext() if mask is None and not plan_pays(fresh) else among(PLANNED, q):
                 answer = scaled_dot_product_attention(
                     asking.transpose(0, 1)[None],
                     keys,
                     values,
-                    attn_mask=visible,
-                    is_causal=visible is None and fresh > 1,
+                    attn_mask=mask,
+                    is_causal=mask is None and fresh > 1,
                     scale=self.shape.scale,
                     enable_gqa=self.shape.q_heads != self.shape.kv_heads,
                 )
             answers.append(answer[0].transpose(0, 1))
         return answers
 
-    def visible(self, fresh: int, length: int, device: torch.device) -> Tensor:
-        """bool[fresh, length]: which position each fresh token may read."""
-        asks = torch.arange(length - fresh, length, device=device)[:, None]
-        held = torch.arange(length, device=device)
-        visible_keys = held <= asks
+    def together(self, q: Tensor, kv: Tensor, meta: StepMeta) -> dict[int, Tensor]:
+        """[1, q_heads, head_dim] for each sequence among `self.alike`, by its row.
+
+        The query heads of a key/value head are rows of one product. What lies past a sequence's end is read and masked.
+        """
+        finished: dict[int, Tensor] = {}
+        for kin, members in zip(self.similar, self.members, strict=True):
+            pages = -(-self.length[kin[0]] // meta.block_size)
+            keys, values = kv[:, meta.block_table[members, :pages]].flatten(2, 3).transpose(2, 3).to(q.dtype)
+            lengths = meta.kv_len[members][:, None]
+            position = torch.arange(keys.shape[2], device=q.device)
+            in_sight = position < lengths
+            if self.shape.window is not None:
+                in_sight &= position >= lengths - self.shape.window
+            asking = q[meta.cu_q[members]].view(len(members), self.shape.kv_heads, -1, self.shape.head_dim)
+            answer = scaled_dot_product_attention(
+                asking, keys, values, attn_mask=in_sight[:, None, None], scale=self.shape.scale
+            )
+            finished |= zip(kin, answer.reshape(len(members), *q.shape[1:]).split(1), strict=True)
+        return finished
+
+    def mask(self, fresh: int, length: int, device: torch.device) -> Tensor:
+        """bool[new, total]: which position each new token may read."""
+        query = torch.arange(length - fresh, length, device=device)[:, None]
+        key = torch.arange(length, device=device)
+        visible_keys = key <= query
         if self.shape.window is not None:
-            visible_keys &= held > asks - self.shape.window
+            visible_keys &= key > query - self.shape.window
         return visible_keys
 
 
-def choosing_from(allowed_kernels: list[SDPBackend], q: Tensor) -> AbstractContextManager[None]:
-    """Has SDPA choose among these kernels on CUDA; elsewhere there is nothing to choose."""
-    return sdpa_kernel(allowed_kernels) if q.is_cuda else nullcontext()
+def similar(totals: dict[int, int]) -> list[list[int]]:
+    """Rows of sequences by their lengths, the longest first, so that none of a group is shorter than half of its longest."""
+    sorts: list[list[int]] = []
+    for row in sorted(totals, key=totals.__getitem__, reverse=True):
+        if not sorts or 2 * totals[row] < totals[sorts[-1][0]]:
+            sorts.append([])
+        sorts[-1].append(row)
+    return sorts
