@@ -1,7 +1,7 @@
 """What a machine class has been found to tell apart, as `swapbench calibrate` wrote it and as the rule of an attempt uses it. Torch-free."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -132,10 +132,19 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.json"))
 
 
-def slot_of(machine_class: str, kind: str) -> SlotCalibration | None:
-    """What is known of a slot on a machine class, if anything."""
+def slot_of(machine_class: str, kind: str, facts: Mapping[str, str | float] | None = None) -> SlotCalibration | None:
+    """What is known of a slot on a machine class, if anything; given the `facts` of a machine, only what was measured on such a one.
+
+    Makes of processors share a class where nobody named it, and what one can tell apart another may not.
+    """
     found = read(machine_class)
-    return found.slots.get(kind) if found is not None else None
+    if found is None or (facts is not None and _make(found.environment) != _make(facts)):
+        return None
+    return found.slots.get(kind)
+
+
+def _make(facts: Mapping[str, str | float]) -> str | float | None:
+    return facts.get("accelerator", facts.get("processor"))
 
 
 def floors(slot: SlotCalibration, cases: Sequence[str] = ()) -> dict[str, float]:

@@ -109,6 +109,19 @@ def test_what_is_written_is_what_the_rule_reads(bank: Bank, tmp_path: Path, monk
     assert "| case-1 |" in text
 
 
+def test_what_another_make_of_machine_was_found_to_tell_apart_is_not_used(
+    bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
+    banked(bank, ACCELERATOR, 40)
+    slot = learn(bank, "cpu-test", "normalization", (), "cpu", 50)
+    here: dict[str, str | float] = {"processor": "This", "cores": 2.0}
+    calibrate.write(calibrations.Calibration("cpu-test", "2026-01-02", here, {"normalization": slot}), tmp_path)
+    assert calibrations.slot_of("cpu-test", "normalization", here | {"torch": "later"}) == slot
+    assert calibrations.slot_of("cpu-test", "normalization", here | {"processor": "That"}) is None
+    assert calibrations.slot_of("cpu-test", "normalization", here | {"accelerator": "Some"}) is None
+
+
 def test_no_calibration_makes_the_judge_blind(bank: Bank) -> None:
     banked(bank, ACCELERATOR, 40)
     slot = learn(bank, "cpu-test", "normalization", (), "cpu", 50)

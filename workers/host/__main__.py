@@ -26,6 +26,7 @@ import torch
 from engine.slots.header import HeaderError
 from engine.slots.kind import Driver, kind_named
 from engine.slots.registry import SlotError, load_file
+from workers.host.layout import scatter
 from workers.host.mapping import Mappings
 from workers.host.recording import Recording
 from workers.wire import (
@@ -127,6 +128,7 @@ def _stay_awake(sock: socket.socket) -> None:
 
 def serve(sock: socket.socket, load: Callable[[Load], tuple[Driver, bool]] = load) -> None:
     """Answers the judge's messages one by one; `load` makes the driver of a slot file, and says whether calls may be recorded."""
+    scatter()
     gc.freeze()
     gc.enable()
     mappings = Mappings()

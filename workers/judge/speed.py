@@ -17,6 +17,7 @@ from engine.slots.kind import CallFailed
 from engine.slots.registry import read_header
 from workers import calibrations
 from workers.calibrations import SlotCalibration
+from workers.judge import machine
 from workers.judge.trial import Impossible, StageTimedOut, Trial, Wrong, reason_of, recipe_of, status_of
 from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed
 from workers.sandbox import SandboxError
@@ -176,7 +177,7 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
     try:
         course.set_up()
         where = trial.environment
-        known = calibrations.slot_of(where.machine_class, trial.subject.kind.name)
+        known = calibrations.slot_of(where.machine_class, trial.subject.kind.name, machine.facts())
         stage.rule = rule_for(policy, where.device, known)
         stage.most_pairs = stage.rule.looks[-1] + stage.rule.confirm_pairs
         return _with_sentinels(stage, _report(stage, _decide(stage, stage.rule)))
