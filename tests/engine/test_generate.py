@@ -419,7 +419,11 @@ def test_gradients_flow_through_every_slot_and_the_cache() -> None:
     for ours, plain in zip(made, one.logits(texts), strict=True):
         assert torch.allclose(ours, plain, atol=1e-5)
     torch.cat(made).log_softmax(-1)[:, 3].sum().backward()
-    name, at, step = "layers.0.attn.qkv.weight", (37, 5), 1e-2  # a key's weight: its gradient comes through the cache
+    name, step = "layers.0.attn.qkv.weight", 1e-2
+    keys = slice(32, 48)  # a key's weight: its gradient comes through the cache; the one that differences in float32 tell the most of
+    gradient = weights[name].grad[keys]  # type: ignore[index]
+    row, column = divmod(int(gradient.abs().argmax()), gradient.shape[1])
+    at = (keys.start + row, column)
     found = weights[name].grad[at].item()  # type: ignore[index]
     values = []
     for sign in (1, -1):

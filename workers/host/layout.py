@@ -9,14 +9,17 @@ Berger, "Stabilizer", ASPLOS 2013.) Drawn for each process, it is noise, which t
 import ctypes
 import random
 
-MMAP_THRESHOLD_MAX = 32 << 20
-"""glibc's DEFAULT_MMAP_THRESHOLD_MAX. Freeing a block of this size makes all smaller ones come from the heap from then on, as in any process that has loaded a model."""
-SIZES = range(17, 25)
-"""Powers of two of the blocks that leave holes: 128 KiB to 16 MiB."""
+JUST_BELOW_MMAP_THRESHOLD_MAX = (32 << 20) - (64 << 10)
+"""glibc's DEFAULT_MMAP_THRESHOLD_MAX is 32 MiB. Freeing such a block makes all smaller ones come from the heap from then on, and keeps what is freed of it, as in any
+process that has loaded a model: else a call's temporaries are mapped, and faulted in page by page, time and again."""
+SIZES = range(17, 24)
+"""Powers of two of the blocks that leave holes, 128 KiB to 16 MiB: below what is mapped by itself."""
 HOLES = 4
 """Of each size, up to twice as large."""
 LARGEST_WEDGE = 4096
 """Bytes between two holes, at most: a page, in which all that matters of an address repeats."""
+WEDGES = 1000
+"""Tries to put one behind a hole: there may be as many places before it."""
 
 
 def scatter() -> None:
@@ -30,11 +33,14 @@ def scatter() -> None:
     library.malloc.argtypes = [ctypes.c_size_t]
     library.free.argtypes = [ctypes.c_void_p]
     drawn = random.SystemRandom()
-    library.free(library.malloc(MMAP_THRESHOLD_MAX))
+    library.free(library.malloc(JUST_BELOW_MMAP_THRESHOLD_MAX))
     holes = []
     for power in SIZES:
         for _ in range(HOLES):
             holes.append(library.malloc(int((1 << power) * (1 + drawn.random()))))
-            library.malloc(drawn.randrange(64, LARGEST_WEDGE))
+            # One that fits in somewhere before would leave this hole and the next to become one.
+            for _ in range(WEDGES):
+                if library.malloc(drawn.randrange(64, LARGEST_WEDGE)) > holes[-1]:
+                    break
     for hole in holes:
         library.free(hole)
