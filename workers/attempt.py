@@ -124,7 +124,7 @@ class Attempt:
             )
         where = machine.environment()
         # More threads than processors are left to the judge only spin against the host's.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) - where.threads))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - where.threads))
         hosts = Hosts(self.level, where.threads, slot=self.slot, unconfined=self.unconfined, device=where.device)
         trial = Trial(judged, hosts, Source(self.seed).child(file.path), where, self.say)
         name = f"{judged.header.kind} {judged.header.name}"

@@ -516,7 +516,10 @@ def calibrate(
         TimeRemainingColumn(),
     )
     before = calibrations.read(where.machine_class) if folder == calibrations.folder() else None
-    learned = dict(before.slots) if before is not None else {}
+    facts = machine.facts()
+    # Slots that another make of machine was measured for would be taken for this one's.
+    same = before is not None and calibrations.make(before.environment) == calibrations.make(facts)
+    learned = dict(before.slots) if before is not None and same else {}
     with workspace() as made, Progress(*columns, console=console) as progress:
         for slot in slots:
             bank_pairs(made, bank, slot, 0.0, pairs, Tell(progress, f"{slot}: pairs of the same code"))
@@ -527,9 +530,7 @@ def calibrate(
             if attempts:
                 bank_attempts(made, bank, slot, attempts, Tell(progress, f"{slot}: whole attempts"))
             learned[slot] = learn(bank, where.machine_class, slot, plants, where.device, resamples)
-    found = Calibration(
-        where.machine_class, datetime.now(UTC).date().isoformat(), machine.facts(), dict(sorted(learned.items()))
-    )
+    found = Calibration(where.machine_class, datetime.now(UTC).date().isoformat(), facts, dict(sorted(learned.items())))
     write(found, folder)
     return found
 

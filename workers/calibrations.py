@@ -27,7 +27,7 @@ class Planted(msgspec.Struct, frozen=True):
     """A slow-down put into one side on purpose: what was measured of it, and how often the rule finds it either way round."""
 
     share: float
-    """Of its own time that the slowed side spins after each call."""
+    """Of its own time that the slowed side spins after each call; on an accelerator about, of the time that a call takes whose operands are in the caches."""
     pairs: int
     measured: Estimate
     """Gain of the plain side over the slowed one."""
@@ -135,15 +135,16 @@ def names() -> list[str]:
 def slot_of(machine_class: str, kind: str, facts: Mapping[str, str | float] | None = None) -> SlotCalibration | None:
     """What is known of a slot on a machine class, if anything; given the `facts` of a machine, only what was measured on such a one.
 
-    Makes of processors share a class where nobody named it, and what one can tell apart another may not.
+    Different makes of processors may share a class, and what one can tell apart another may not.
     """
     found = read(machine_class)
-    if found is None or (facts is not None and _make(found.environment) != _make(facts)):
+    if found is None or (facts is not None and make(found.environment) != make(facts)):
         return None
     return found.slots.get(kind)
 
 
-def _make(facts: Mapping[str, str | float]) -> str | float | None:
+def make(facts: Mapping[str, str | float]) -> str | float | None:
+    """What tells makes of machines apart: the accelerator's name, else the processor's."""
     return facts.get("accelerator", facts.get("processor"))
 
 

@@ -6,7 +6,7 @@
 # dtypes = ["float32", "float16", "bfloat16"]
 # deterministic = true
 # trainable = true
-# summary = "PyTorch's scaled dot-product attention, one sequence after the other over its pages."
+# summary = "PyTorch's scaled dot-product attention over gathered pages; on a GPU, sequences of one length at once."
 # ///
 """The default attention: nothing but PyTorch's own kernels, on any device."""
 
@@ -103,10 +103,12 @@ class Sdpa(StandardKV):
         done: dict[int, Tensor] = {}
         for sequences, rows in zip(self.alike, self.rows, strict=True):
             pages = -(-self.total[sequences[0]] // meta.block_size)
-            keys, values = kv[:, meta.block_table[rows, :pages]].flatten(2, 3).transpose(2, 3).to(q.dtype)
+            kept = kv[:, meta.block_table[rows, :pages]].flatten(2, 3).transpose(2, 3).to(q.dtype)
             lengths = meta.kv_len[rows][:, None]
-            position = torch.arange(keys.shape[2], device=q.device)
+            position = torch.arange(kept.shape[3], device=q.device)
             seen = position < lengths
+            # Whatever an earlier owner of the page left there: weights of nothing do not make nothing of an infinity.
+            keys, values = kept.masked_fill(~seen[:, None, :, None], 0)
             if self.shape.window is not None:
                 seen &= position >= lengths - self.shape.window
             queries = q[meta.cu_q[rows]].view(len(rows), self.shape.kv_heads, -1, self.shape.head_dim)

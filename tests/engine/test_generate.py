@@ -420,7 +420,8 @@ def test_gradients_flow_through_every_slot_and_the_cache() -> None:
         assert torch.allclose(ours, plain, atol=1e-5)
     torch.cat(made).log_softmax(-1)[:, 3].sum().backward()
     name, step = "layers.0.attn.qkv.weight", 1e-2
-    keys = slice(32, 48)  # a key's weight: its gradient comes through the cache; the one that differences in float32 tell the most of
+    # A key's weight, since its gradient comes through the cache: the one that differences in float32 tell the most of.
+    keys = slice(32, 48)
     gradient = weights[name].grad[keys]  # type: ignore[index]
     row, column = divmod(int(gradient.abs().argmax()), gradient.shape[1])
     at = (keys.start + row, column)

@@ -15,6 +15,7 @@ from workers.judge.hosts import Hosts, share_of, shared_out
 from workers.judge.inputs import FOLDED_AT_ONCE, WIDTH, digest, fold
 from workers.judge.readings import Reading, between
 from workers.statistics import contended
+from workers.suites.performance.bench import differing
 
 OURS = os.getpid()
 
@@ -132,3 +133,12 @@ def test_another_process_reads_and_writes_the_memory_behind_a_descriptor() -> No
     subprocess.run([sys.executable, "-c", TAKER, str(fd), str(mapping.nbytes)], pass_fds=[fd], check=True, timeout=120)
     os.close(fd)
     assert ours[4:8].tolist() == [7, 7, 7, 7]
+
+
+def test_an_answer_that_is_coarser_where_it_was_recorded_is_told_from_one_whose_sums_ran_in_another_order() -> None:
+    y = torch.randn(64, 64)
+    ran = {"y": y, "mask": y > 0, "state:kv": y}
+    assert differing({"y": y * (1 + 1e-3), "mask": y > 0, "state:kv": y + 1}, ran) is None
+    assert differing({"y": y.to(torch.float8_e4m3fn).float(), "mask": y > 0, "state:kv": y}, ran) == "y"
+    assert differing({"y": y, "mask": y > 0.2, "state:kv": y}, ran) == "mask"
+    assert differing({"y": torch.full_like(y, float("nan")), "mask": y > 0, "state:kv": y}, ran) == "y"

@@ -1,11 +1,18 @@
 """Work that a host records once and replays."""
 
+import mmap
+import os
+import socket
+import threading
+
+import msgspec
 import pytest
 import torch
 
 from engine.slots.registry import SlotError
+from workers.host.__main__ import serve
 from workers.host.recording import Recording, Work, as_graph
-from workers.wire import Region, Run
+from workers.wire import Buffer, Done, Hold, Load, Region, Run, Stop, receive_at_judge, send
 
 on_accelerator = pytest.mark.skipif(not torch.cuda.is_available(), reason="records on an accelerator")
 
@@ -92,3 +99,51 @@ def test_what_waits_for_the_device_is_refused_with_a_sentence() -> None:
         as_graph(lambda: x.mul_(x.sum().item()))
     torch.cuda.synchronize()
     as_graph(lambda: x.mul_(1.0))()
+
+
+class Doubling:
+    """A driver whose operation doubles x."""
+
+    def prepare(self, operation: str, params: object, inputs: object) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def run(
+        self, operation: str, params: object, inputs: dict[str, torch.Tensor], held: object
+    ) -> dict[str, torch.Tensor]:
+        return {"y": 2 * inputs["x"]}
+
+
+@pytest.mark.parametrize(("recordable", "recorded"), [(True, 2), (False, 0)])
+def test_a_host_records_what_it_may_and_forgets_it_with_what_it_holds(recordable: bool, recorded: int) -> None:
+    recorder = Recorder()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(30)
+    host = threading.Thread(
+        target=serve, args=(theirs, lambda _: (Doubling(), recordable), Recording(recorder)), daemon=True
+    )
+    host.start()
+    fd = os.memfd_create("buffer")
+    os.ftruncate(fd, 4096)
+    memory = torch.frombuffer(mmap.mmap(fd, 4096), dtype=torch.float32)
+    x, y = Region("x", 7, 0, (4,), "float32"), Region("y", 7, 64, (4,), "float32")
+    hold = Hold([Buffer(7, 4096, True)], [Region("w", 7, 128, (4,), "float32")])
+
+    def ask(message: msgspec.Struct, fds: tuple[int, ...] = ()) -> object:
+        send(ours, message, fds)
+        return receive_at_judge(ours)
+
+    ask(Load("nowhere.py", 1, "cpu"))
+    ask(hold, (fd,))
+    for value in (1.0, 2.0):
+        memory[:4] = value
+        assert isinstance(ask(Run(1, "double", {}, [], [x], [y], record=True)), Done)
+        assert memory[16:20].tolist() == [2 * value] * 4
+    ask(Hold([], [Region("w", 7, 192, (4,), "float32")]))
+    assert isinstance(ask(Run(2, "double", {}, [], [x], [y], record=True)), Done)
+    assert recorder.recorded == recorded
+    send(ours, Stop())
+    host.join(timeout=30)
+    for end in (ours, theirs):
+        end.close()
+    os.close(fd)
+    assert not host.is_alive()

@@ -126,7 +126,9 @@ def _stay_awake(sock: socket.socket) -> None:
         pass
 
 
-def serve(sock: socket.socket, load: Callable[[Load], tuple[Driver, bool]] = load) -> None:
+def serve(
+    sock: socket.socket, load: Callable[[Load], tuple[Driver, bool]] = load, recording: Recording | None = None
+) -> None:
     """Answers the judge's messages one by one; `load` makes the driver of a slot file, and says whether calls may be recorded."""
     scatter()
     gc.freeze()
@@ -135,7 +137,7 @@ def serve(sock: socket.socket, load: Callable[[Load], tuple[Driver, bool]] = loa
     held: dict[str, torch.Tensor] = {}
     driver: Driver | None = None
     recordable = False
-    recording = Recording()
+    recording = recording or Recording()
     slot_file = ""
     finish: Callable[[], None] = _nothing
     on_device = False
@@ -198,6 +200,7 @@ def serve(sock: socket.socket, load: Callable[[Load], tuple[Driver, bool]] = loa
                         recording.run(message, partial(compute, driver, message, held, mappings))
                         results = None
                     else:
+                        recording.forget()
                         results = compute(driver, message, held, mappings)
                 finish()
                 answer = Done(seq)

@@ -25,13 +25,16 @@ def as_graph(work: Work) -> Work:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        # A failure to end the recording leaves its stream the current one.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             work()
     except Exception as error:
+        # What ended the recording hides what broke it.
+        cause = error.__context__ if isinstance(error.__context__, Exception) else error
         raise SlotError(
             "On an accelerator the engine records steps that decode as CUDA graphs, and this implementation cannot be recorded: nothing in it "
-            f"may wait for the device or depend on values that lie there. {type(error).__name__}: {str(error)[:500]}"
-        ) from error
+            f"may wait for the device or depend on values that lie there. {type(cause).__name__}: {str(cause)[:500]}"
+        ).with_traceback(cause.__traceback__) from None
     replay: Work = graph.replay
     return replay
 
@@ -54,5 +57,5 @@ class Recording:
         self._replay()
 
     def forget(self) -> None:
-        """What is held is another: nothing that was recorded holds any longer."""
+        """What is held is another, or what is asked for: nothing that was recorded holds any longer."""
         self._replay = self._of = None

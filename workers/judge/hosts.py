@@ -25,8 +25,10 @@ DEVICE_MEMORY_BYTES = 16 * GIB
 DEVICE_PIDS = 512
 DEVICE_SCRATCH_BYTES = 2 * GIB
 DEVICE_INODES = 1 << 17
-LEAST_SHARE = 4
+LEAST_SHARE = 8
 """Processors for each accelerator below which sharing them out would leave too few for judge, host and the host that is started ahead."""
+LEAST_APART = 8
+"""Processors besides the host's below which judge and the host that is started ahead share them."""
 # Below this many processors, starting the next host would disturb the one that is being timed.
 PROCESSORS_TO_START_AHEAD = 8
 
@@ -139,7 +141,7 @@ class Hosts:
     @property
     def roomy(self) -> bool:
         """Whether a host can be started beside one that is being timed without disturbing it."""
-        return (os.cpu_count() or 1) >= PROCESSORS_TO_START_AHEAD
+        return len(self._processors or os.sched_getaffinity(0)) >= PROCESSORS_TO_START_AHEAD
 
     def start_ahead(self, side: Side) -> None:
         """Starts the process of the host that `side` is opened with next, while the judge or another host is at work.
@@ -311,9 +313,14 @@ class Hosts:
             slot=slot,
         )
 
+    @property
+    def processors(self) -> frozenset[int]:
+        """All that judge and hosts run on."""
+        return frozenset(self._processors or os.sched_getaffinity(0))
+
     def _cpus(self) -> frozenset[int] | None:
         """The processors a host is bound to: the last ones, so that the judge and the rest of the machine keep the first."""
-        mine = self._processors or sorted(os.sched_getaffinity(0))
+        mine = by_core(self._processors or os.sched_getaffinity(0))
         if len(mine) <= self.threads:
             return None
         return frozenset(mine[-self.threads :])
@@ -328,11 +335,16 @@ class Hosts:
         return None if bound is None else frozenset(self._processors or os.sched_getaffinity(0)) - bound
 
 
+def by_core(processors: Iterable[int]) -> list[int]:
+    """Processors so that those of one core stand together, as parts of the list should not share any."""
+    return sorted(processors, key=lambda cpu: (min({cpu, *_siblings(cpu)}), cpu))
+
+
 def shared_out(spare: frozenset[int]) -> tuple[frozenset[int], frozenset[int]]:
     """Of the processors that the host being timed leaves: those of the judge, and those that the next host is started on; the same where there are few."""
-    if len(spare) < 2 * LEAST_SHARE:
+    if len(spare) < LEAST_APART:
         return spare, spare
-    ordered = sorted(spare)
+    ordered = by_core(spare)
     return frozenset(ordered[: len(ordered) // 2]), frozenset(ordered[len(ordered) // 2 :])
 
 
@@ -351,19 +363,23 @@ def keep_to_share(slot: int) -> None:
     """
     mine = sorted(os.sched_getaffinity(0))
     if len(mine) == os.cpu_count():
-        _bind_this_process(share_of(mine, slot, accelerator.count()))
+        _bind_this_process(share_of(by_core(mine), slot, accelerator.count()))
 
 
 def _without_siblings(spare: frozenset[int] | None, bound: frozenset[int] | None) -> frozenset[int]:
     """Of the spare processors those that share a core with none of the bound ones."""
-    taken: set[int] = set()
-    for cpu in bound or ():
-        with suppress(OSError, ValueError):
-            listed = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-            for part in listed.strip().split(","):
-                first, _, last = part.partition("-")
-                taken |= set(range(int(first), int(last or first) + 1))
-    return frozenset(spare or ()) - taken
+    return frozenset(spare or ()) - {sibling for cpu in bound or () for sibling in _siblings(cpu)}
+
+
+def _siblings(cpu: int) -> set[int]:
+    """The processors that are one core with `cpu`, itself among them; none where the kernel does not say."""
+    found: set[int] = set()
+    with suppress(OSError, ValueError):
+        listed = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+        for part in listed.strip().split(","):
+            first, _, last = part.partition("-")
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _bind_this_process(cpus: Iterable[int]) -> None:

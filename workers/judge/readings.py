@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,12 +34,17 @@ class Reading:
     sight: accelerator.Sight | None = None
     strangers: int = 0
     """Processes on the accelerator that are neither the judge's nor the host's."""
+    processors: int = 1
+    """How many the counters are of."""
 
 
-def read(*hosts: Watched) -> Reading:
-    """The counters now: /proc/stat (proc(5)), this process's and those of the hosts together."""
-    fields = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    user, nice, system, _, _, irq, softirq, steal = fields[:8]
+def read(*hosts: Watched, cpus: Collection[int] = ()) -> Reading:
+    """The counters now: /proc/stat (proc(5)) of these processors, or of all, this process's and those of the hosts together."""
+    lines = {name: counts for name, *counts in (line.split() for line in Path("/proc/stat").read_text().splitlines())}
+    own = [lines[f"cpu{cpu}"] for cpu in cpus if f"cpu{cpu}" in lines] or [lines["cpu"]]
+    user, nice, system, _, _, irq, softirq, steal = (
+        sum(map(int, column)) for column in list(zip(*own, strict=False))[:8]
+    )
     given = accelerator.current()
     sight = given.look() if given is not None else None
     ours = [pid for host in hosts for pid in processes.tree(getattr(host, "pid", 0))] if sight is not None else []
@@ -51,6 +57,7 @@ def read(*hosts: Watched) -> Reading:
         host_delay=sum(host.run_delay_seconds() for host in hosts),
         sight=sight,
         strangers=sight.others(ours) if sight is not None else 0,
+        processors=len(own) if own[0] is not lines["cpu"] else os.cpu_count() or 1,
     )
 
 
@@ -63,7 +70,7 @@ def between(start: Reading, end: Reading, ahead_seconds: float = 0.0) -> Observa
     host = end.host_cpu - start.host_cpu
     return Observation(
         wall_seconds=max(end.wall - start.wall, 1e-9),
-        processors=os.cpu_count() or 1,
+        processors=end.processors,
         cpu_seconds=host,
         run_delay_seconds=max(0.0, end.host_delay - start.host_delay),
         steal_seconds=max(0.0, end.steal - start.steal),

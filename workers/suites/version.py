@@ -11,6 +11,8 @@ PARTS = (
     "engine/workloads",
     "workers/suites",
     "workers/judge",
+    "workers/host",
+    "workers/wire.py",
     "workers/calibrations.py",
     "workers/statistics",
 )
@@ -18,7 +20,7 @@ PARTS = (
 
 @functools.cache
 def suite_version() -> str:
-    """The first 16 hex digits of a hash over suites, contracts, reference, judge and statistics as they are installed."""
+    """The first 16 hex digits of a hash over suites, contracts, reference, judge, host and statistics as they are installed."""
     digest = hashlib.sha256()
     for part in PARTS:
         for path in [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*")):
