@@ -215,13 +215,15 @@ def compiled(out: Path) -> None:
         lambda t: only_bf16(t).replace("    def forward", "    @torch.compile(dynamic=True)\n    def forward"),
         suites=("unit",),
     )
+    # Where the call itself is recorded, as decoding is, a graph of one's own cannot be.
     graph = (
-        "        side = torch.zeros(64, device=x.device)\n"
-        "        graph = torch.cuda.CUDAGraph()\n"
-        "        with torch.cuda.graph(graph):\n"
-        "            side += 1\n"
-        "        graph.replay()\n"
-        "        wide = wide + (side[0] - 1)\n"
+        "        if not torch.cuda.is_current_stream_capturing():\n"
+        "            side = torch.zeros(64, device=x.device)\n"
+        "            graph = torch.cuda.CUDAGraph()\n"
+        "            with torch.cuda.graph(graph):\n"
+        "                side += 1\n"
+        "            graph.replay()\n"
+        "            wide = wide + (side[0] - 1)\n"
     )
     marker = "        scale = torch.rsqrt"
     attempt(

@@ -24,7 +24,7 @@ class Caps:
 
     min_sm: least compute capability times ten (90 for Hopper); 0 for any.
     deterministic: the same call gives the same bits. batch_invariant: so does the same sequence in any batch.
-    cuda_graph (attention): decode steps, `plan` included, do not wait for the device, so that they can be recorded; all other kinds are recorded without asking. trainable: supports autograd.
+    cuda_graph (attention): decode steps, `plan` included, do not wait for the device, so that they can be recorded; quantization, normalization and activation are recorded without asking. trainable: supports autograd.
     needs: Python packages beyond torch.
     head_dims: head sizes (attention); empty for any. phases: kinds of step. window: supports sliding windows.
     kv: "standard" or "own" layout of the cache. max_group: largest ratio of query to key/value heads; 0 for any.

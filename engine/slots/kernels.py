@@ -12,7 +12,7 @@ CHUNK = 1024
 
 
 def plan_pays(new: int) -> bool:
-    """Whether cuDNN's kernel, which PyTorch prefers on Hopper, is worth its plan for `new` tokens without history.
+    """Whether cuDNN's kernel, which PyTorch prefers on Hopper, is worth its plan for `new` tokens without history or window (the flash kernel takes no mask).
 
     It takes about half the flash kernel's time, and 60 to 80 ms to plan for a length that it has not met. On an H100 that pays within one model of 38
     layers from 12k tokens on (docs/h100/lengths.json), and wherever a length comes again: prompts are cut into chunks of round lengths. A
