@@ -9,11 +9,12 @@ import torch
 
 from engine.slots.kind import TensorSpec
 from workers import vmm
+from workers.judge import hosts
 from workers.judge.accelerator import Sight
 from workers.judge.buffers import laid_out
-from workers.judge.hosts import Hosts, share_of, shared_out
+from workers.judge.hosts import Hosts, by_core, share_of, shared_out
 from workers.judge.inputs import FOLDED_AT_ONCE, WIDTH, digest, fold
-from workers.judge.readings import Reading, between
+from workers.judge.readings import Reading, between, read
 from workers.statistics import contended
 from workers.suites.performance.bench import differing
 
@@ -83,6 +84,21 @@ def test_accelerators_of_one_machine_share_out_its_processors() -> None:
     assert share_of([0, 1, 2, 3], 1, 2) == [0, 1, 2, 3]  # too few to go round
 
 
+def test_parts_of_the_processors_share_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "_siblings", lambda cpu: {cpu % 16, cpu % 16 + 16})
+    shares = [set(share_of(by_core(range(32)), slot, 4)) for slot in range(4)]
+    assert shares[1] == {4, 5, 6, 7, 20, 21, 22, 23}
+    assert set.union(*shares) == set(range(32))
+    judge, ahead = shared_out(frozenset(range(32)) - {14, 15, 30, 31})
+    assert not {cpu % 16 for cpu in judge} & {cpu % 16 for cpu in ahead}
+
+
+def test_counters_can_be_read_of_some_processors() -> None:
+    one = read(cpus=[0])
+    assert (one.processors, read().processors) == (1, os.cpu_count())
+    assert 0 < one.busy <= read().busy
+
+
 def test_tensors_are_laid_out_aligned_and_apart() -> None:
     specs = {"a": TensorSpec((3,), "bool"), "b": TensorSpec((65,), "float32"), "c": TensorSpec((1,), "int64")}
     offsets, size = laid_out(specs, 256)
@@ -117,6 +133,7 @@ def test_a_large_tensor_on_the_accelerator_has_the_same_digest_each_time() -> No
 TAKER = """
 import sys, torch
 from workers import vmm
+from workers.judge import hosts
 mapped = vmm.take(int(sys.argv[1]), int(sys.argv[2])).bytes()
 assert int(mapped[:4].sum()) == 10, mapped[:4]
 mapped[4:8] = 7
