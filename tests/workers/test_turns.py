@@ -189,6 +189,7 @@ def play(order: str, *, head_spends: float = 0.0, wrong: str = "", last: bool = 
             remaining=lambda: 30.0,
             source=Source(b"turns"),
             hosts=SimpleNamespace(
+                processors=frozenset({0}),
                 threads=1,
                 call_timeout=0.0,
                 end=lambda: None,

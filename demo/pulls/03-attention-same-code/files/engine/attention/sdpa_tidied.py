@@ -103,10 +103,12 @@ class TidiedSdpa(StandardKV):
         finished: dict[int, Tensor] = {}
         for kin, members in zip(self.similar, self.members, strict=True):
             pages = -(-self.length[kin[0]] // meta.block_size)
-            keys, values = kv[:, meta.block_table[members, :pages]].flatten(2, 3).transpose(2, 3).to(q.dtype)
+            run = kv[:, meta.block_table[members, :pages]].flatten(2, 3).transpose(2, 3).to(q.dtype)
             lengths = meta.kv_len[members][:, None]
-            position = torch.arange(keys.shape[2], device=q.device)
+            position = torch.arange(run.shape[3], device=q.device)
             in_sight = position < lengths
+            # Whatever an earlier owner of the page left there: weights of nothing do not make nothing of an infinity.
+            keys, values = run.masked_fill(~in_sight[:, None, :, None], 0)
             if self.shape.window is not None:
                 in_sight &= position >= lengths - self.shape.window
             asking = q[meta.cu_q[members]].view(len(members), self.shape.kv_heads, -1, self.shape.head_dim)
