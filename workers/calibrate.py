@@ -518,8 +518,9 @@ def calibrate(
     before = calibrations.read(where.machine_class) if folder == calibrations.folder() else None
     facts = machine.facts()
     # Slots that another make of machine was measured for would be taken for this one's.
-    same = before is not None and calibrations.make(before.environment) == calibrations.make(facts)
-    learned = dict(before.slots) if before is not None and same else {}
+    if before is not None and calibrations.make(before.environment) != calibrations.make(facts):
+        before = None
+    learned = dict(before.slots) if before is not None else {}
     with workspace() as made, Progress(*columns, console=console) as progress:
         for slot in slots:
             bank_pairs(made, bank, slot, 0.0, pairs, Tell(progress, f"{slot}: pairs of the same code"))

@@ -1,5 +1,6 @@
 """Opens module hosts: which tree, which slot file, what a host may see and use."""
 
+import functools
 import os
 import socket
 import sys
@@ -371,7 +372,8 @@ def _without_siblings(spare: frozenset[int] | None, bound: frozenset[int] | None
     return frozenset(spare or ()) - {sibling for cpu in bound or () for sibling in _siblings(cpu)}
 
 
-def _siblings(cpu: int) -> set[int]:
+@functools.cache
+def _siblings(cpu: int) -> frozenset[int]:
     """The processors that are one core with `cpu`, itself among them; none where the kernel does not say."""
     found: set[int] = set()
     with suppress(OSError, ValueError):
@@ -379,7 +381,7 @@ def _siblings(cpu: int) -> set[int]:
         for part in listed.strip().split(","):
             first, _, last = part.partition("-")
             found |= set(range(int(first), int(last or first) + 1))
-    return found
+    return frozenset(found)
 
 
 def _bind_this_process(cpus: Iterable[int]) -> None:
