@@ -1,6 +1,6 @@
 # /// attack
 # expect = ["tampered"]
-# says = "acknowledged before"
+# says = "acknowledged before|nobody had asked for"
 # quick = true
 # ///
 # /// swapbench
