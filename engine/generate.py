@@ -70,7 +70,7 @@ class Completion:
     tpot: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Event:
     """News of request `index`: the tokens that it gained, the text that they settled, and how it ended, if it did."""
 

@@ -8,6 +8,7 @@ computed again later (preemption by recompute). Pure bookkeeping, no tensors.
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
+from typing import NamedTuple
 
 from engine.kv_cache import PagePool
 from engine.sampler import Sampling
@@ -47,8 +48,7 @@ class Sequence:
         return len(self.tokens) - self.prompt
 
 
-@dataclass(frozen=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """A sequence and how many tokens of it this step computes."""
 
     sequence: Sequence
@@ -170,6 +170,8 @@ class Scheduler:
     def grow(self, sequence: Sequence, new: int) -> bool:
         """Takes the pages that `new` more tokens need; False, and none taken, where there are not so many."""
         missing = self._pages_missing(sequence, new)
+        if missing <= 0:
+            return True
         if missing > self.pool.free:
             return False
         for _ in range(missing):

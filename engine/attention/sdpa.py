@@ -77,7 +77,11 @@ class Sdpa(StandardKV):
                 came = slice(self.starts[row], self.starts[row] + new)
                 keys, values = (part[came].transpose(0, 1)[None] for part in (k, v))
             else:
-                kept = in_a_row[:, place] if isinstance(place, slice) else kv[:, place].flatten(1, 2)[:, :total]
+                kept = (
+                    in_a_row[:, place]
+                    if isinstance(place, slice)
+                    else kv.index_select(1, place).flatten(1, 2)[:, :total]
+                )
                 keys, values = kept.transpose(1, 2).unsqueeze(1).to(q.dtype)
             mask = None if new == 1 or new == total else self.mask(new, total, q.device)
             if self.shape.window is not None and total > self.shape.window:

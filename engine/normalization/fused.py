@@ -30,6 +30,7 @@ class FusedRMSNorm:
 
     def __init__(self, eps: float) -> None:
         self.eps = eps
+        self._eps = torch.tensor(eps)
 
     def forward(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
         """x, residual [T, D], weight [D] -> (normalized [T, D], x + residual [T, D])."""
@@ -41,7 +42,7 @@ class FusedRMSNorm:
             square = torch.linalg.vecdot(hidden, hidden)
         else:
             square = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).square_()
-        factor = square.div_(x.shape[-1]).add_(self.eps).rsqrt_()[:, None]
+        factor = torch.add(self._eps, square, alpha=1 / x.shape[-1]).rsqrt_()[:, None]
         y = (hidden * factor).mul_(weight)
         return y.to(x.dtype), hidden
 

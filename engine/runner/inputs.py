@@ -2,12 +2,12 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from engine.scheduler import Scheduled
+from engine.scheduler import Sequence as Run
 from engine.slots.attention import Phase, StepMeta
 
 
@@ -22,41 +22,35 @@ class StepInputs:
         self.block_size = block_size
         self.device = device
         self._longs, self._ints = array("q"), array("i")
-        self._decoded: list[Scheduled] = []
+        self._decoded: list[Run] = []
         self._pages: list[list[int]] = []
         self._inputs: tuple[Tensor, StepMeta]
 
     def of(self, step: Sequence[Scheduled]) -> tuple[Tensor, StepMeta]:
         """Token ids int64[T] of a step, and where they belong; both hold until the next call."""
-        if self._goes_on(step):
-            self._count_on(step)
-        else:
+        if not self._counted_on(step):
             self._build(step)
         return self._inputs
 
-    def _goes_on(self, step: Sequence[Scheduled]) -> bool:
-        """Whether `step` decodes the sequences of the step before, each one token further within the same page."""
-        batch, size = len(step), self.block_size
-        if not self._decoded or batch != len(self._decoded):
+    def _counted_on(self, step: Sequence[Scheduled]) -> bool:
+        """Makes the inputs of `step` of those before, if it decodes the same sequences, each one token further within its page.
+
+        Where it answers False they are to be built anew.
+        """
+        batch, size, longs, ints = len(step), self.block_size, self._longs, self._ints
+        if batch != len(self._decoded):
             return False
-        for row, (now, before) in enumerate(zip(step, self._decoded, strict=True)):
-            sequence = now.sequence
+        for row, (sequence, new) in enumerate(step):
             at = sequence.computed - sequence.evicted
-            if now.new != 1 or sequence is not before.sequence or at != self._ints[batch + 1 + row] or at % size == 0:
+            if new != 1 or sequence is not self._decoded[row] or at != ints[batch + 1 + row] or not at % size:
                 return False
             if self._pages[row] != sequence.pages:
                 return False
-        return True
-
-    def _count_on(self, step: Sequence[Scheduled]) -> None:
-        batch, longs, ints = len(step), self._longs, self._ints
-        for row, scheduled in enumerate(step):
-            longs[row] = scheduled.sequence.tokens[scheduled.sequence.computed]
+            longs[row] = sequence.tokens[sequence.computed]
             longs[batch + row] += 1
             longs[2 * batch + row] += 1
-            ints[batch + 1 + row] += 1
-        ids, meta = self._inputs
-        self._inputs = ids, replace(meta, max_kv=meta.max_kv + 1)
+            ints[batch + 1 + row] = at + 1
+        return True
 
     def _build(self, step: Sequence[Scheduled]) -> None:
         size = self.block_size
@@ -84,8 +78,12 @@ class StepInputs:
         ids_, positions_, slots_ = torch.frombuffer(self._longs, dtype=torch.int64).to(self.device).view(3, -1).unbind()
         ints = torch.frombuffer(self._ints, dtype=torch.int32).to(self.device)
         cu_q_, kv_len_, table_ = ints.split_with_sizes((batch + 1, batch, batch * width))
-        self._decoded = list(step) if self.device.type == "cpu" and max(news) == 1 else []
-        self._pages = [list(scheduled.sequence.pages) for scheduled in self._decoded]
+        self._decoded = [s.sequence for s in step] if self.device.type == "cpu" and max(news) == 1 else []
+        self._pages = [list(sequence.pages) for sequence in self._decoded]
+        max_kv = max(kv_len)
+        if self._decoded:
+            # The steps that count on in these inputs stay within their pages.
+            max_kv = -(-max_kv // size) * size
         self._inputs = (
             ids_,
             StepMeta(
@@ -93,7 +91,7 @@ class StepInputs:
                 cu_q=cu_q_,
                 max_q=max(news),
                 kv_len=kv_len_,
-                max_kv=max(kv_len),
+                max_kv=max_kv,
                 block_table=table_.view(batch, width),
                 slot_map=slots_,
                 positions=positions_,

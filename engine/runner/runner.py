@@ -66,8 +66,11 @@ class Runner:
         positions = (
             None if draw is None else torch.tensor([len(s.sequence.tokens) for s in drawing], device=self.device)
         )
-        drawn = iter(sample(logits, draw, positions).tolist())
-        return [[next(drawn)] if s.samples else [] for s in step]
+        drawn = sample(logits, draw, positions).tolist()
+        if len(drawn) == len(step):
+            return [[token] for token in drawn]
+        each = iter(drawn)
+        return [[next(each)] if s.samples else [] for s in step]
 
 
 def kv_specs(forward: Forward, pages: int, block_size: int) -> list[TensorSpec]:

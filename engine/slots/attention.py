@@ -25,7 +25,7 @@ class StepMeta:
     cu_q: int32[B + 1], cumulative numbers of new tokens, starting at 0.
     max_q: the largest number of new tokens of a sequence.
     kv_len: int32[B], tokens in the cache after this step, the new ones included.
-    max_kv: the largest of `kv_len`, or an upper bound of it (a bound lets one CUDA graph serve many steps).
+    max_kv: the largest of `kv_len`, or an upper bound of it (a bound lets one CUDA graph, or one tensor, serve many steps).
     block_table: int32[B, max_blocks], the page of each run of `block_size` positions. Entries past a sequence's last
         page are unspecified, but name an existing page.
     slot_map: int64[T], where each new token's key and value go: page * block_size + offset. Always an existing slot;

@@ -77,7 +77,11 @@ class TidiedSdpa(StandardKV):
                 came = slice(self.begins[row], self.begins[row] + fresh)
                 keys, values = (part[came].transpose(0, 1)[None] for part in (k, v))
             else:
-                run = adjacent[:, home] if isinstance(home, slice) else kv[:, home].flatten(1, 2)[:, :length]
+                run = (
+                    adjacent[:, home]
+                    if isinstance(home, slice)
+                    else kv.index_select(1, home).flatten(1, 2)[:, :length]
+                )
                 keys, values = run.transpose(1, 2).unsqueeze(1).to(q.dtype)
             mask = None if fresh == 1 or fresh == length else self.mask(fresh, length, q.device)
             if self.shape.window is not None and length > self.shape.window:
