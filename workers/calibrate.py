@@ -2,7 +2,8 @@
 
 Three things go into a bank, a file of JSON lines that later runs add to: A/A pairs of a slot's default against itself, measured
 as an attempt measures them; pairs of it against a copy that was slowed on purpose; and whole attempts whose head differs from
-base by a comment. From the bank comes calibration/MACHINE-CLASS.json, which the rule of every later attempt reads.
+base by a comment. From the bank comes calibration/MACHINE-CLASS.MAKE.json, which the rule of every later attempt
+on such a machine reads.
 """
 
 import argparse
@@ -98,22 +99,25 @@ class Bank:
                 except msgspec.MsgspecError:
                     continue
 
-    def pairs(self, machine_class: str, slot: str, planted: float = 0.0) -> list[BankedPair]:
+    def pairs(self, machine_class: str, make: str, slot: str, planted: float = 0.0) -> list[BankedPair]:
         """The pairs of one slot whose cases are those of the latest one, in the order in which they were measured."""
         found = [
             entry
             for entry in self
             if isinstance(entry, BankedPair)
             and (entry.machine_class, entry.slot, entry.planted) == (machine_class, slot, planted)
+            and entry.make in ("", make)
         ]
         return [entry for entry in found if set(entry.pair.base) == set(found[-1].pair.base)]
 
-    def attempts(self, machine_class: str, slot: str) -> list[BankedAttempt]:
+    def attempts(self, machine_class: str, make: str, slot: str) -> list[BankedAttempt]:
         """The whole attempts of one slot."""
         return [
             entry
             for entry in self
-            if isinstance(entry, BankedAttempt) and (entry.machine_class, entry.slot) == (machine_class, slot)
+            if isinstance(entry, BankedAttempt)
+            and (entry.machine_class, entry.slot) == (machine_class, slot)
+            and entry.make in ("", make)
         ]
 
 
@@ -259,7 +263,7 @@ def slowed(source: str, slot: str, share: float, device: str = "cpu") -> str:
 
 def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: int, tell: "Tell") -> None:
     """Measures pairs until the bank has `wanted` of them."""
-    where = machine.environment()
+    where, make = machine.environment(), calibrations.make(machine.facts())
     path = made.default(slot)
     source = (made.repository / path).read_text()
     base = made.tree(path, slowed(source, slot, planted, where.device) if planted else None)
@@ -267,13 +271,22 @@ def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: i
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - where.threads))
     judged = subject(SlotFile(path, slot, "modified"), trees)  # type: ignore[arg-type]
     tell.total(wanted)
-    while (have := len(bank.pairs(where.machine_class, slot, planted))) < wanted:
+    while (have := len(bank.pairs(where.machine_class, make, slot, planted))) < wanted:
         tell.done(have)
         for record, seconds in _some_pairs(judged, min(PAIRS_PER_ATTEMPT, wanted - have)):
-            entry = BankedPair(
-                slot, judged.header.name, planted, record, seconds, where.machine_class, suite_version(), time.time()
+            bank.add(
+                BankedPair(
+                    slot=slot,
+                    implementation=judged.header.name,
+                    planted=planted,
+                    pair=record,
+                    seconds=seconds,
+                    machine_class=where.machine_class,
+                    suite_version=suite_version(),
+                    at=time.time(),
+                    make=make,
+                )
             )
-            bank.add(entry)
             have += 1
             tell.done(have)
     tell.done(wanted)
@@ -298,12 +311,12 @@ def _some_pairs(judged: Subject, count: int) -> Iterator[tuple[PairRecord, float
 
 def bank_attempts(made: Workspace, bank: Bank, slot: str, wanted: int, tell: "Tell") -> None:
     """Makes whole attempts on identical code until the bank has `wanted` of them."""
-    where = machine.environment()
+    where, make = machine.environment(), calibrations.make(machine.facts())
     path = made.default(slot)
     file = made.repository / path
     source = file.read_text()
     tell.total(wanted)
-    have = len(bank.attempts(where.machine_class, slot))
+    have = len(bank.attempts(where.machine_class, make, slot))
     tell.done(have)
     while have < wanted:
         base = made.commit("Base")
@@ -327,7 +340,7 @@ def bank_attempts(made: Workspace, bank: Bank, slot: str, wanted: int, tell: "Te
         name = outcome.implementations[0].name if outcome.implementations else ""
         bank.add(
             BankedAttempt(
-                slot, name, outcome.status, decision, seconds, where.machine_class, suite_version(), time.time()
+                slot, name, outcome.status, decision, seconds, where.machine_class, suite_version(), time.time(), make
             )
         )
         have += 1
@@ -338,10 +351,16 @@ def bank_attempts(made: Workspace, bank: Bank, slot: str, wanted: int, tell: "Te
 
 
 def learn(
-    bank: Bank, machine_class: str, slot: str, plants: Sequence[float], device: Literal["cpu", "cuda"], resamples: int
+    bank: Bank,
+    machine_class: str,
+    make: str,
+    slot: str,
+    plants: Sequence[float],
+    device: Literal["cpu", "cuda"],
+    resamples: int,
 ) -> SlotCalibration:
     """What the bank says of a slot. Raises CalibrationFailed where it holds too few pairs."""
-    entries = bank.pairs(machine_class, slot)
+    entries = bank.pairs(machine_class, make, slot)
     if len(entries) < FOR_A_FLOOR:
         raise CalibrationFailed(
             f"The bank has {len(entries)} pairs of {slot} on {machine_class}; at least {FOR_A_FLOOR} are needed."
@@ -362,7 +381,8 @@ def learn(
         false_gates=false_gate_rate(Rule(), logs, 1),
         effect_at_90=None,
         seconds_per_pair=statistics.median([entry.seconds for entry in entries if entry.seconds] or [0.0]),
-        attempts=_summary(bank.attempts(machine_class, slot)),
+        suite_versions=len({entry.suite_version for entry in entries}),
+        attempts=_summary(bank.attempts(machine_class, make, slot)),
     )
     rule = rule_for(Policy(), device, found)
     resolved = resolvable_difference(rule, logs, attempts=max(50, resamples // 4))
@@ -373,9 +393,9 @@ def learn(
         false_gates=false_gate_rate(rule, logs, resamples),
         effect_at_90=detectable_effect(rule, logs, attempts=max(50, resamples // 8)),
         planted=[
-            _planted(rule, share, bank.pairs(machine_class, slot, share), max(50, resamples // 4))
+            _planted(rule, share, slowed_pairs, max(50, resamples // 4))
             for share in plants
-            if len(bank.pairs(machine_class, slot, share)) >= rule.looks[0]
+            if len(slowed_pairs := bank.pairs(machine_class, make, slot, share)) >= rule.looks[0]
         ],
     )
 
@@ -440,7 +460,7 @@ def markdown(found: Calibration) -> str:
         effect = percent(slot.effect_at_90) if slot.effect_at_90 is not None else "beyond 50 %"
         rate = slot.false_gates
         lines.append(
-            f"| {name} | {slot.pairs} | {percent(slot.spread, 2)} | {slot.bias} | {percent(rate.rate, 2)} "
+            f"| {name} | {_pairs(slot)} | {percent(slot.spread, 2)} | {slot.bias} | {percent(rate.rate, 2)} "
             f"[{percent(rate.low, 2)}, {percent(rate.high, 2)}] of {rate.total} | {effect} | {percent(slot.equivalence)} | {attempts} "
             f"| {slot.seconds_per_pair:.1f} |"
         )
@@ -461,6 +481,10 @@ def markdown(found: Calibration) -> str:
                 for item in slot.planted
             ]
     return "\n".join(lines) + "\n"
+
+
+def _pairs(slot: SlotCalibration) -> str:
+    return f"{slot.pairs}, by {slot.suite_versions} versions" if slot.suite_versions > 1 else str(slot.pairs)
 
 
 def table(found: Calibration) -> Table:
@@ -484,9 +508,10 @@ def table(found: Calibration) -> Table:
 
 
 def write(found: Calibration, folder: Path) -> Path:
-    """Writes MACHINE-CLASS.json and .md, keeping slots that the file already has; returns the JSON's path."""
+    """Writes MACHINE-CLASS.MAKE.json and .md; returns the JSON's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{found.machine_class}.json"
+    # With a dot in it, the name is more than a stem.
+    path = folder / f"{calibrations.file_name(found.machine_class, found.environment)}.json"
     partial = path.with_suffix(".partial")
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     partial.replace(path)
@@ -515,11 +540,8 @@ def calibrate(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    before = calibrations.read(where.machine_class) if folder == calibrations.folder() else None
     facts = machine.facts()
-    # Slots that another make of machine was measured for would be taken for this one's.
-    if before is not None and calibrations.make(before.environment) != calibrations.make(facts):
-        before = None
+    before = calibrations.of_machine(where.machine_class, facts) if folder == calibrations.folder() else None
     learned = dict(before.slots) if before is not None else {}
     with workspace() as made, Progress(*columns, console=console) as progress:
         for slot in slots:
@@ -530,7 +552,9 @@ def calibrate(
                 )
             if attempts:
                 bank_attempts(made, bank, slot, attempts, Tell(progress, f"{slot}: whole attempts"))
-            learned[slot] = learn(bank, where.machine_class, slot, plants, where.device, resamples)
+            learned[slot] = learn(
+                bank, where.machine_class, calibrations.make(facts), slot, plants, where.device, resamples
+            )
     found = Calibration(where.machine_class, datetime.now(UTC).date().isoformat(), facts, dict(sorted(learned.items())))
     write(found, folder)
     return found
@@ -581,7 +605,11 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"\nStopped. What was measured is in {options.bank}; the same command goes on from there.")
         return 130
     console.print(table(found))
-    console.print(f"Written to {options.out / found.machine_class}.json and .md")
+    for name, slot in found.slots.items():
+        if slot.suite_versions > 1:
+            console.print(f"{name}: its pairs were measured by {slot.suite_versions} versions of the suites.")
+    written = options.out / calibrations.file_name(found.machine_class, found.environment)
+    console.print(f"Written to {written}.json and .md")
     return 0
 
 

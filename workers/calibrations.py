@@ -1,6 +1,7 @@
 """What a machine class has been found to tell apart, as `swapbench calibrate` wrote it and as the rule of an attempt uses it. Torch-free."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -63,6 +64,8 @@ class SlotCalibration(msgspec.Struct, frozen=True):
     effect_at_90: float | None
     """The gain that the rule gates with 90 % power; None where it is beyond 50 %."""
     seconds_per_pair: float
+    suite_versions: int = 1
+    """How many versions of the suites the pairs were measured by."""
     planted: list[Planted] = []
     attempts: WholeAttempts | None = None
 
@@ -77,8 +80,11 @@ class Calibration(msgspec.Struct, frozen=True):
     slots: dict[str, SlotCalibration]
 
 
-class BankedPair(msgspec.Struct, frozen=True, tag="pair"):
-    """One pair. `planted` is the share of its own time that base spins; 0 where both sides are the same code. `seconds` 0: not known."""
+class BankedPair(msgspec.Struct, frozen=True, tag="pair", omit_defaults=True):
+    """One pair. `planted` is the share of its own time that base spins; 0 where both sides are the same code. `seconds` 0: not known.
+
+    `make`: see `make`; "" where nobody wrote it down.
+    """
 
     slot: str
     implementation: str
@@ -88,9 +94,10 @@ class BankedPair(msgspec.Struct, frozen=True, tag="pair"):
     machine_class: str
     suite_version: str
     at: float
+    make: str = ""
 
 
-class BankedAttempt(msgspec.Struct, frozen=True, tag="attempt"):
+class BankedAttempt(msgspec.Struct, frozen=True, tag="attempt", omit_defaults=True):
     """One whole attempt on identical code."""
 
     slot: str
@@ -101,6 +108,7 @@ class BankedAttempt(msgspec.Struct, frozen=True, tag="attempt"):
     machine_class: str
     suite_version: str
     at: float
+    make: str = ""
 
 
 Banked = BankedPair | BankedAttempt
@@ -115,9 +123,15 @@ def folder() -> Path:
     return Path(os.environ.get("SWAPBENCH_CALIBRATION") or ROOT / "calibration")
 
 
-def read(machine_class: str) -> Calibration | None:
-    """The calibration of a machine class; None where there is none. Raises CalibrationError for a file that is no calibration."""
-    path = folder() / f"{machine_class}.json"
+def file_name(machine_class: str, facts: Mapping[str, str | float]) -> str:
+    """The name of the file, without its ending, for such a machine: different makes may share a class."""
+    words = re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)", "", make(facts).lower()))
+    return ".".join([machine_class, "-".join(words)] if words else [machine_class])
+
+
+def read(name: str) -> Calibration | None:
+    """The calibration in the file NAME.json; None where there is none. Raises CalibrationError for a file that is no calibration."""
+    path = folder() / f"{name}.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=Calibration)
     except FileNotFoundError:
@@ -129,24 +143,31 @@ def read(machine_class: str) -> Calibration | None:
 
 
 def names() -> list[str]:
-    """The machine classes that have a file."""
+    """The files that there are, without their endings."""
     return sorted(path.stem for path in folder().glob("*.json"))
 
 
-def slot_of(machine_class: str, kind: str, facts: Mapping[str, str | float] | None = None) -> SlotCalibration | None:
-    """What is known of a slot on a machine class, if anything; given the `facts` of a machine, only what was measured on such a one.
+def of_machine(machine_class: str, facts: Mapping[str, str | float]) -> Calibration | None:
+    """What was measured on machines of this class and of the make that `facts` tell of. Raises CalibrationError."""
+    # A file that a person named otherwise counts as well, but one made on such a machine comes first.
+    mine = file_name(machine_class, facts)
+    others = [name for name in names() if name == machine_class or name.startswith(f"{machine_class}.")]
+    for name in sorted({mine, *others}, key=lambda name: name != mine):
+        found = read(name)
+        if found is not None and found.machine_class == machine_class and make(found.environment) == make(facts):
+            return found
+    return None
 
-    Different makes of processors may share a class, and what one can tell apart another may not.
-    """
-    found = read(machine_class)
-    if found is None or (facts is not None and make(found.environment) != make(facts)):
-        return None
-    return found.slots.get(kind)
+
+def slot_of(machine_class: str, kind: str, facts: Mapping[str, str | float]) -> SlotCalibration | None:
+    """What is known of a slot on such a machine, if anything: what another make can tell apart, this one may not."""
+    found = of_machine(machine_class, facts)
+    return None if found is None else found.slots.get(kind)
 
 
-def make(facts: Mapping[str, str | float]) -> str | float | None:
-    """What tells makes of machines apart: the accelerator's name, else the processor's."""
-    return facts.get("accelerator", facts.get("processor"))
+def make(facts: Mapping[str, str | float]) -> str:
+    """What tells makes of machines apart: the accelerator's name, else the processor's; "" where neither is known."""
+    return str(facts.get("accelerator") or facts.get("processor") or "")
 
 
 def floors(slot: SlotCalibration, cases: Sequence[str] = ()) -> dict[str, float]:

@@ -116,6 +116,7 @@ def judge_case(
     for number in range(calls):
         call = kind.draw(case, held, source.child("call", number))
         got = runner.run(call)
+        call = kind.followed(call, got)
         plain = None if timed else kind.plain(case, held, call)
         finding = kind.compare(case, header, got, kind.expected(case, held, call), plain)
         if finding is not None:

@@ -257,9 +257,21 @@ class SlotKind(ABC):
     def draw(self, case: Case, held: HeldSet, source: Source) -> Call:
         """A call with fresh inputs."""
 
+    def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
+        """The call with what its later steps took from earlier ones in place: `outputs` are what an implementation gave.
+
+        Calls that hold all of their inputs are returned as they are. `expected` and `plain` take no others: so each step is compared
+        given what came before, and errors do not add up.
+        """
+        return call
+
+    def opening(self, call: Call, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the outputs of a call, those of steps that take nothing from earlier ones: two answers differ in them by no more than a step's rounding."""
+        return dict(outputs)
+
     @abstractmethod
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
-        """What the reference computes for the call, accumulated in float32 or better, in float32.
+        """What the reference computes for a call that holds all of its inputs, accumulated in float32 or better, in float32.
 
         Includes an entry `state:NAME` for each name in `call.check_state`.
         """

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class LinearWorkload:
     """x [tokens, inputs] times a weight [outputs, inputs]; `lookup`: rows of the weight for token ids instead.
 
-    `weights` such layers are called in a row, each with a weight of its own, as a model's layers are, and the row `rounds` times: one
-    weight alone would stay in the last-level cache, and a call must be long enough to be timed.
+    `weights` such layers are called in a row, each with a weight of its own, as a model's layers are, and the row `rounds` times, each round with what
+    the one before gave: one weight alone would stay in the last-level cache, and a call must be long enough to be timed.
     """
 
     name: str

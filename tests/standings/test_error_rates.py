@@ -17,7 +17,7 @@ from workers.calibrations import Banked, BankedPair, Calibration, SlotCalibratio
 from workers.statistics import Estimate, Rate
 
 
-def calibrated(machine_class: str, kind: str = "attention") -> Calibration:
+def calibrated(machine_class: str, kind: str = "attention", make: str = "Some CPU") -> Calibration:
     slot = SlotCalibration(
         implementation="sdpa",
         pairs=120,
@@ -33,7 +33,7 @@ def calibrated(machine_class: str, kind: str = "attention") -> Calibration:
             calibrations.Planted(0.05, 32, Estimate(0.048, 0.04, 0.06, 0.95, 32), Rate.of(470, 500), Rate.of(499, 500))
         ],
     )
-    return Calibration(machine_class, "2026-11-25", {"processor": "Some CPU", "torch": "2.13.0"}, {kind: slot})
+    return Calibration(machine_class, "2026-11-25", {"processor": make, "torch": "2.13.0"}, {kind: slot})
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(folder: Path, found: Calibration) -> None:
-    (folder / f"{found.machine_class}.json").write_bytes(msgspec.json.encode(found))
+    (folder / f"{calibrations.file_name(found.machine_class, found.environment)}.json").write_bytes(
+        msgspec.json.encode(found)
+    )
 
 
 def test_pairs_of_identical_code_come_by_machine_and_kind(full: dict[int, Submission], folder: Path) -> None:
@@ -71,25 +73,35 @@ def test_pairs_of_identical_code_come_by_machine_and_kind(full: dict[int, Submis
 
 def test_a_calibration_stands_beside_them(full: dict[int, Submission], folder: Path) -> None:
     (machine,) = error_rates.error_rates()
-    write(folder, calibrated(machine.machine_class))
+    assert machine.make
+    write(folder, calibrated(machine.machine_class, make=machine.make))
+    write(folder, calibrated(machine.machine_class, make="Another CPU"))
     write(folder, calibrated("h100", "normalization"))
     (folder / "broken.json").write_text("{")
-    found = {each.machine_class: each for each in error_rates.error_rates()}
-    assert set(found) == {machine.machine_class, "h100"}
-    known = found[machine.machine_class].slots["attention"]
+    found = {(each.machine_class, each.make): each for each in error_rates.error_rates()}
+    known = found[machine.machine_class, machine.make].slots["attention"]
     assert known.calibrated is not None
     assert known.calibrated.pairs == 120
     assert known.pairs
-    assert found["h100"].slots["normalization"].pairs == []
+    for other, kind in ((machine.machine_class, "Another CPU"), "attention"), (("h100", "Some CPU"), "normalization"):
+        assert found[other].slots[kind].calibrated is not None
+        assert found[other].slots[kind].pairs == []
+    assert len(found) == 3
 
 
 def test_the_page_says_both(full: dict[int, Submission], folder: Path, client: Client) -> None:
     (machine,) = error_rates.error_rates()
-    write(folder, calibrated(machine.machine_class))
+    write(folder, calibrated(machine.machine_class, make=machine.make))
     answer = client.get("/error-rates")
     text = answer.content.decode()
     assert answer.status_code == 200
-    for said in ("0.10\u202f%", "4.4\u202f%", "slowed on purpose", "Some CPU, torch 2.13.0", 'class="fig still"'):
+    for said in (
+        "0.10\u202f%",
+        "4.4\u202f%",
+        "slowed on purpose",
+        f"{machine.make}, torch 2.13.0",
+        'class="fig still"',
+    ):
         assert said in text, said
     assert text.count("<circle") >= len(machine.slots["attention"].pairs)
 

@@ -38,7 +38,7 @@ def test_a_quiet_machine_is_learned_from_its_bank(bank: Bank) -> None:
     banked(bank, ACCELERATOR, 60)
     banked(bank, ACCELERATOR, 32, planted=0.05)
     bank.add(BankedAttempt("normalization", "plain", "passed", "no_difference", 200.0, "cpu-test", "v", 0.0))
-    found = learn(bank, "cpu-test", "normalization", (0.05, 0.02), "cpu", 200)
+    found = learn(bank, "cpu-test", "This", "normalization", (0.05, 0.02), "cpu", 200)
     assert found.pairs == 60
     assert set(found.cases) == set(CASES)
     assert found.bias.low < 0 < found.bias.high or abs(found.bias.gain) < 0.003
@@ -59,8 +59,8 @@ def test_noise_makes_floors_and_resolution_wider(bank: Bank, tmp_path: Path) -> 
     banked(bank, ACCELERATOR, 40)
     other = Bank(tmp_path / "busy.jsonl")
     banked(other, BUSY_CORES, 40)
-    quiet = learn(bank, "cpu-test", "normalization", (), "cpu", 50)
-    busy = learn(other, "cpu-test", "normalization", (), "cpu", 50)
+    quiet = learn(bank, "cpu-test", "This", "normalization", (), "cpu", 50)
+    busy = learn(other, "cpu-test", "This", "normalization", (), "cpu", 50)
     assert busy.equivalence > 2 * quiet.equivalence
     assert all(busy.cases[case].floor > quiet.cases[case].floor for case in CASES)
 
@@ -68,63 +68,82 @@ def test_noise_makes_floors_and_resolution_wider(bank: Bank, tmp_path: Path) -> 
 def test_too_small_a_bank_is_refused_with_a_sentence(bank: Bank) -> None:
     banked(bank, ACCELERATOR, 5)
     with pytest.raises(calibrate.CalibrationFailed, match="has 5 pairs of normalization on cpu-test; at least 12"):
-        learn(bank, "cpu-test", "normalization", (), "cpu", 50)
+        learn(bank, "cpu-test", "This", "normalization", (), "cpu", 50)
 
 
 def test_a_line_that_was_half_written_is_left_out(bank: Bank) -> None:
     banked(bank, ACCELERATOR, 3)
     with bank.path.open("ab") as file:
         file.write(b'{"type":"pair","slot":"normal')
-    assert len(bank.pairs("cpu-test", "normalization")) == 3
+    assert len(bank.pairs("cpu-test", "This", "normalization")) == 3
 
 
 def test_pairs_over_other_cases_are_not_mixed_in(bank: Bank) -> None:
     old = PairRecord(0, "AB", "stop", {"gone": 1.0}, {"gone": 1.0})
     bank.add(BankedPair("normalization", "plain", 0.0, old, 3.0, "cpu-test", "v0", 0.0))
     banked(bank, ACCELERATOR, 3)
-    assert len(bank.pairs("cpu-test", "normalization")) == 3
-    assert not bank.pairs("cpu-other", "normalization")
+    assert len(bank.pairs("cpu-test", "This", "normalization")) == 3
+    assert not bank.pairs("cpu-other", "This", "normalization")
+
+
+HERE: dict[str, str | float] = {"processor": "This(R) Processor", "cores": 2.0}
 
 
 def written(folder: Path, bank: Bank) -> calibrations.SlotCalibration:
-    slot = learn(bank, "cpu-test", "normalization", (), "cpu", 50)
-    calibrate.write(calibrations.Calibration("cpu-test", "2026-01-02", {"cores": 2.0}, {"normalization": slot}), folder)
+    slot = learn(bank, "cpu-test", "This", "normalization", (), "cpu", 50)
+    calibrate.write(calibrations.Calibration("cpu-test", "2026-01-02", HERE, {"normalization": slot}), folder)
     return slot
 
 
 def test_what_is_written_is_what_the_rule_reads(bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
-    assert calibrations.slot_of("cpu-test", "normalization") is None
+    assert calibrations.slot_of("cpu-test", "normalization", HERE) is None
     banked(bank, ACCELERATOR, 40)
     slot = written(tmp_path, bank)
-    read = calibrations.slot_of("cpu-test", "normalization")
+    read = calibrations.slot_of("cpu-test", "normalization", HERE)
     assert read == slot
-    assert calibrations.slot_of("cpu-test", "attention") is None
+    assert calibrations.slot_of("cpu-test", "attention", HERE) is None
     rule = rule_for(Policy(alpha=0.01), "cpu", read)
     assert rule.alpha == 0.01
     assert set(rule.floors) == set(CASES)
     assert rule.equivalence < rule_for(Policy(), "cpu").equivalence
-    text = (tmp_path / "cpu-test.md").read_text()
+    text = (tmp_path / "cpu-test.this-processor.md").read_text()
     assert "| normalization | 40 |" in text
     assert "| case-1 |" in text
 
 
-def test_what_another_make_of_machine_was_found_to_tell_apart_is_not_used(
-    bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_make_of_machine_goes_by_its_own(bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
     banked(bank, ACCELERATOR, 40)
-    slot = learn(bank, "cpu-test", "normalization", (), "cpu", 50)
-    here: dict[str, str | float] = {"processor": "This", "cores": 2.0}
-    calibrate.write(calibrations.Calibration("cpu-test", "2026-01-02", here, {"normalization": slot}), tmp_path)
-    assert calibrations.slot_of("cpu-test", "normalization", here | {"torch": "later"}) == slot
-    assert calibrations.slot_of("cpu-test", "normalization", here | {"processor": "That"}) is None
-    assert calibrations.slot_of("cpu-test", "normalization", here | {"accelerator": "Some"}) is None
+    slot = learn(bank, "cpu-test", "This", "normalization", (), "cpu", 50)
+    other = msgspec.structs.replace(slot, pairs=7)
+    for facts, found in ((HERE, slot), (HERE | {"processor": "That"}, other)):
+        calibrate.write(calibrations.Calibration("cpu-test", "2026-01-02", facts, {"normalization": found}), tmp_path)
+    assert calibrations.names() == ["cpu-test.that", "cpu-test.this-processor"]
+    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"torch": "later"}) == slot
+    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"processor": "That"}) == other
+    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"accelerator": "Some"}) is None
+    assert calibrations.slot_of("cpu", "normalization", HERE) is None
+    # As files were named before, or as a person named one.
+    (tmp_path / "cpu-test.this-processor.json").rename(tmp_path / "cpu-test.json")
+    assert calibrations.slot_of("cpu-test", "normalization", HERE) == slot
+
+
+def test_makes_and_versions_are_told_apart_in_a_bank(bank: Bank) -> None:
+    banked(bank, ACCELERATOR, 12)
+    entries = bank.pairs("cpu-test", "This", "normalization")
+    for make, version in (("That", "v"), ("This", "w")):
+        bank.add(msgspec.structs.replace(entries[0], make=make, suite_version=version))
+    assert len(bank.pairs("cpu-test", "This", "normalization")) == 13
+    found = learn(bank, "cpu-test", "This", "normalization", (), "cpu", 50)
+    assert (found.pairs, found.suite_versions) == (13, 2)
+    text = calibrate.markdown(calibrations.Calibration("cpu-test", "2026-01-02", HERE, {"normalization": found}))
+    assert "| 13, by 2 versions |" in text
 
 
 def test_no_calibration_makes_the_judge_blind(bank: Bank) -> None:
     banked(bank, ACCELERATOR, 40)
-    slot = learn(bank, "cpu-test", "normalization", (), "cpu", 50)
+    slot = learn(bank, "cpu-test", "This", "normalization", (), "cpu", 50)
     wild = {name: msgspec.structs.replace(case, floor=0.9) for name, case in slot.cases.items()}
     bias = msgspec.structs.replace(slot.bias, gain=0.5, low=0.4, high=0.6)
     rule = rule_for(Policy(), "cpu", msgspec.structs.replace(slot, cases=wild, bias=bias, equivalence=0.9))

@@ -16,8 +16,7 @@ CPU_CORE_PEAK_FLOPS = 400e9
 CPU_CORE_PEAK_BYTES_PER_S = 2e12
 
 
-# The same for memory of accelerators: above the data sheet of the fastest card of a name, and for cards without one above all. Close enough that whoever
-# multiplies what comes in later rounds of a call along with the first, so as to read a weight once, is faster than the weight can be read.
+# The same for memory of accelerators: above the data sheet of the fastest card of a name, and for cards without one above all.
 PEAK_BYTES_PER_S = {"h200": 4.9e12, "h100": 4.0e12, "a100": 2.1e12, "l40s": 0.9e12, "l4": 0.31e12, "b200": 8e12}
 ANY_PEAK_BYTES_PER_S = 8e12
 

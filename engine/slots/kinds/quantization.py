@@ -8,6 +8,7 @@ earlier, whose bytes nobody counts, is nearer to what was true before.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -137,10 +138,14 @@ class QuantizationKind(SlotKind):
         """Private: weight [weights, outputs, inputs]."""
         count, outputs, inputs = int(case["weights"]), int(case["outputs"]), int(case["inputs"])
         dtype = TensorSpec((), case.dtype).torch_dtype
-        weight = draw_tensor(
-            source, (count * outputs, inputs), dtype, case["device"], case["weight_values"], scale=inputs**-0.5
-        )
-        return {"weight": Held(weight.view(count, outputs, inputs), "private")}
+        # Of products in a row, each takes up what the one before gave, over and over: it must neither grow nor fade.
+        scale = (windows(outputs, inputs) / inputs) ** 0.5 if case["rounds"] > 1 else inputs**-0.5
+        weight = draw_tensor(source, (count * outputs, inputs), dtype, case["device"], case["weight_values"], scale)
+        weight = weight.view(count, outputs, inputs)
+        if case["rounds"] > 1:
+            for matrix in weight:
+                matrix *= scale / float(matrix.float().square().mean().sqrt())
+        return {"weight": Held(weight, "private")}
 
     def preparation(self, case: Case, held: HeldSet) -> Preparation | None:
         """Packing each weight; the results are named NUMBER/NAME."""
@@ -196,21 +201,47 @@ class QuantizationKind(SlotKind):
         return {name: Held(tensor, "private") for name, tensor in found.items()}
 
     def draw(self, case: Case, held: HeldSet, source: Source) -> Call:
-        """x [rounds * weights * T, inputs], or ids int64[T]."""
+        """x [weights * T, inputs], or ids int64[T]. Of the later of several rounds, which take up what the one before gave: where a weight has more
+        inputs than outputs, factors [(rounds - 1) * weights, times, T * outputs] (see `following`).
+        """
         tokens = int(case["tokens"])
         if case["lookup"]:
             generator = generator_on(source, case["device"])
             ids = torch.randint(case["outputs"], (tokens,), generator=generator, device=case["device"])
             return lookup_call(case, ids)
         dtype = TensorSpec((), case.dtype).torch_dtype
-        size = (tokens * case["weights"] * case["rounds"], case["inputs"])
-        call = linear_call(case, draw_tensor(source, size, dtype, case["device"], case["values"]))
+        x = draw_tensor(source, (tokens * case["weights"], case["inputs"]), dtype, case["device"], case["values"])
+        later = case["weights"] * (case["rounds"] - 1)
+        times = -(-case["inputs"] // case["outputs"])
+        factors = None
+        if later and times > 1:
+            factors = draw_tensor(
+                source.child("factors"), (later, times, tokens * case["outputs"]), dtype, case["device"]
+            )
+        call = linear_call(case, x, factors)
         call.recorded = case["recorded"]
         for number in range(int(case["weights"])):
             if f"{number}:rows" in held:
                 call.parts[number], rewrites = drawn_parts(number, held, source)
                 call.rewrites |= rewrites
         return call
+
+    def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
+        """x [rounds * weights * T, inputs]."""
+        rounds = int(call.params.get("rounds") or 1)
+        x = call.inputs.get("x")
+        if rounds == 1 or x is None:
+            return call
+        count = int(call.params["weights"] or 1)
+        taken = list(x.chunk(count))
+        given = outputs["y"].chunk(rounds * count)
+        for number in range(count, rounds * count):
+            taken.append(following(given[number - count], call.inputs.get("factors"), number - count, *taken[0].shape))
+        return replace(call, inputs={"x": torch.cat(taken)})
+
+    def opening(self, call: Call, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """y of the first round."""
+        return {"y": outputs["y"][: len(call.inputs["x"])]} if "x" in call.inputs else dict(outputs)
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """x times what is stored, in float32; for an embedding, its rows. `before`: the same without the call's rewrites."""
@@ -242,6 +273,8 @@ class QuantizationKind(SlotKind):
         if "ids" in call.inputs:
             return weights[0].to(dtype)[call.inputs["ids"]]
         total = len(weights) * int(call.params["rounds"] or 1)
+        if len(call.inputs["x"]) != call.outputs["y"].shape[0]:
+            raise ValueError("What later rounds take follows from what earlier ones gave: see `followed`.")
         parts = call.inputs["x"].chunk(total)
         return torch.cat([linear(x, weights[n % len(weights)], dtype) for n, x in enumerate(parts)])
 
@@ -463,11 +496,34 @@ def drawn_parts(number: int, held: HeldSet, source: Source) -> tuple[Tensor, Rew
     return chosen.expand(len(rows)), rewrites
 
 
-def linear_call(case: Case, x: Tensor) -> Call:
-    """The call for x [rounds * weights * T, inputs] over the packed weights 0/..., 1/..., ..."""
-    spec = TensorSpec((x.shape[0], int(case["outputs"])), TensorSpec.of(x).dtype)
+def linear_call(case: Case, x: Tensor, factors: Tensor | None = None) -> Call:
+    """The call for x [weights * T, inputs] over the packed weights 0/..., 1/..., ..., as often as the case has rounds."""
+    spec = TensorSpec((x.shape[0] * int(case["rounds"]), int(case["outputs"])), TensorSpec.of(x).dtype)
     params: dict[str, Scalar] = {"of": "", "weights": case["weights"], "rounds": case["rounds"]}
-    return Call("linear", params, {"x": x}, {"y": spec})
+    inputs = {"x": x} if factors is None else {"x": x, "factors": factors}
+    return Call("linear", params, inputs, {"y": spec})
+
+
+def windows(outputs: int, inputs: int) -> int:
+    """Of how many windows over what a product gave the next one's input is the mean, so that all of it counts."""
+    return max(1, -(-outputs // inputs))
+
+
+def following(given: Tensor, factors: Tensor | None, number: int, rows: int, inputs: int) -> Tensor:
+    """What the next round's product with a weight takes, [rows, inputs], from what this round's gave, [rows, outputs].
+
+    All of that counts, so that nobody who multiplies knows what to multiply next before it is done: a weight cannot be gone through once for
+    several rounds. The mean of windows over it; where it is too little, as often as is needed times `factors[number]`, without which a
+    weight could be folded to its own size.
+    """
+    wanted = rows * inputs
+    flat = given.reshape(-1)
+    if factors is not None:
+        return (flat * factors[number]).view(-1)[:wanted].view(rows, inputs)
+    count = windows(len(flat), wanted)
+    if count == 1:
+        return flat[:wanted].view(rows, inputs)
+    return flat.as_strided((count, wanted), ((len(flat) - wanted) // (count - 1), 1)).mean(0).view(rows, inputs)
 
 
 def lookup_call(case: Case, ids: Tensor) -> Call:
@@ -507,8 +563,16 @@ class QuantizationDriver:
             if count * rounds == 1:
                 return {"y": self.quantization.linear(inputs["x"], packed_of(held, of or "0/"))}
             packed = [packed_of(held, f"{number}/") for number in range(count)]
-            parts = inputs["x"].chunk(count * rounds)
-            return {"y": torch.cat([self.quantization.linear(x, packed[n % count]) for n, x in enumerate(parts)])}
+            parts = inputs["x"].chunk(count)
+            given: list[Tensor] = []
+            for number in range(count * rounds):
+                x = (
+                    parts[number]
+                    if number < count
+                    else following(given[number - count], inputs.get("factors"), number - count, *parts[0].shape)
+                )
+                given.append(self.quantization.linear(x, packed[number % count]))
+            return {"y": torch.cat(given)}
         if operation == "embedding":
             return {"y": self.quantization.embedding(inputs["ids"], packed_of(held, of))}
         if operation == "dequant":

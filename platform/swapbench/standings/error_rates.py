@@ -30,6 +30,7 @@ class SamePair:
     attempt: int
     path: str
     machine_class: str
+    make: str
     suite_version: str
     kind: str
     at: datetime | None
@@ -75,56 +76,55 @@ class SlotErrors:
 
 @dataclass
 class MachineErrors:
-    """One machine class: its calibration, if it has one, and its slots."""
+    """One make of machine in a class: its calibration, if it has one, and its slots."""
 
     machine_class: str
+    make: str = ""
     calibration: Calibration | None = None
     slots: dict[str, SlotErrors] = field(default_factory=dict)
 
     @property
     def facts(self) -> str:
         """What was calibrated, for a person."""
-        if self.calibration is None:
-            return ""
-        of = self.calibration.environment
-        what = of.get("accelerator") or of.get("processor", "")
-        return f"{what}, torch {of.get('torch', '')}"
+        return "" if self.calibration is None else f"{self.make}, torch {self.calibration.environment.get('torch', '')}"
 
 
 def error_rates() -> list[MachineErrors]:
-    """Every machine class that was calibrated or has judged. A file that is no calibration is left out."""
-    found: dict[str, MachineErrors] = {}
+    """Every make of machine that was calibrated or has judged, by class. A file that is no calibration is left out."""
+    found: dict[tuple[str, str], MachineErrors] = {}
     for name in calibrations.names():
         try:
             read = calibrations.read(name)
         except calibrations.CalibrationError:
             continue
         if read is not None:
+            make = calibrations.make(read.environment)
             slots = {kind: SlotErrors(kind, slot) for kind, slot in read.slots.items()}
-            found[name] = MachineErrors(name, read, slots)
+            found[read.machine_class, make] = MachineErrors(read.machine_class, make, read, slots)
     for same in latest():
-        machine = found.setdefault(same.machine_class, MachineErrors(same.machine_class))
+        key = same.machine_class, same.make
+        machine = found.setdefault(key, MachineErrors(*key))
         machine.slots.setdefault(same.kind, SlotErrors(same.kind)).pairs.append(same)
-    return [found[name] for name in sorted(found)]
+    return [found[key] for key in sorted(found)]
 
 
 def latest() -> list[SamePair]:
     """The latest pairs of base with itself, oldest first."""
     columns = ("attempt_id", "path", "pair", "case", "side", "order", "seconds")
-    of = ("attempt__machine_class", "attempt__suite_version", "attempt__finished_at")
+    of = ("attempt__machine_class", "attempt__make", "attempt__suite_version", "attempt__finished_at")
     rows = list(
         Result.objects.filter(phase="same", seconds__gt=0)
         .order_by("-attempt_id", "path", "pair", "case", "side")
         .values_list(*columns, *of)[:LATEST_ROWS]
     )
     found: dict[tuple[int, str, int], SamePair] = {}
-    for attempt, path, pair, case, side, order, seconds, machine_class, suite_version, at in rows:
+    for attempt, path, pair, case, side, order, seconds, machine_class, make, suite_version, at in rows:
         kind = kind_of_path(path)
         if kind is None:
             continue
         key = attempt, path, pair
         if key not in found:
-            found[key] = SamePair(attempt, path, machine_class, suite_version, kind, at, order)
+            found[key] = SamePair(attempt, path, machine_class, make, suite_version, kind, at, order)
         (found[key].base if side == Result.Side.BASE else found[key].head)[case] = seconds
     if len(rows) == LATEST_ROWS:
         # The oldest one may have been cut in the middle.
@@ -155,4 +155,5 @@ def banked() -> Iterator[BankedPair]:
             machine_class=same.machine_class,
             suite_version=same.suite_version,
             at=same.at.timestamp() if same.at else 0.0,
+            make=same.make,
         )

@@ -149,6 +149,8 @@ class Attempt(models.Model):
     )
     suite_version = models.CharField(max_length=64)
     machine_class = models.CharField(max_length=40)
+    make = models.CharField(max_length=120, blank=True, default="")
+    """The accelerator's or else the processor's name, once there is an outcome: machines of a class may be of several makes."""
     n = models.PositiveIntegerField(default=1)
     """1 for the first; each that replaces a lost one counts on."""
     round = models.PositiveIntegerField(default=1)

@@ -11,6 +11,7 @@ from swapbench.submissions.lease import find
 from swapbench.submissions.models import Attempt, Result, Submission, Verdict
 from swapbench.submissions.text import clean, clean_tree
 from swapbench.submissions.verdicts import OURS, failure_sentence, next_steps, qualifies, worst
+from workers import calibrations
 from workers.protocol import (
     ImplementationOutcome,
     Outcome,
@@ -49,6 +50,7 @@ def _record(row: Attempt, outcome: Outcome, text: str) -> bool:
         state=Attempt.State.FINISHED,
         status=outcome.status,
         outcome=clean(text),
+        make=clean(calibrations.make(outcome.environment))[:120],
         failure_kind=Attempt.Failure.ENVIRONMENT if ours else Attempt.Failure.NONE,
         failure=clean(failure_sentence(_all_reasons(outcome), outcome.status)) if ours else "",
         finished_at=now,

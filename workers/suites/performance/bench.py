@@ -165,6 +165,11 @@ class Course:
             held = self.held["base"][name]
             call = self._draw(name, held, "calibrate", 0)
             self.refill[name] = self.trial.hosts.refills.learn(call.inputs)
+            nothing = {
+                name: torch.zeros(spec.shape, dtype=spec.torch_dtype, device="cuda")
+                for name, spec in call.outputs.items()
+            }
+            call = self.kind.followed(call, nothing)
             self.kind.expected(case, held, call)
             torch.cuda.synchronize()
             began = time.monotonic()
@@ -184,12 +189,13 @@ class Course:
 
     def compare_one(self, name: str, side: SideName, call: Call, answer: Answer) -> None:
         """Whether a kept call gave what it should. Raises Wrong, Impossible."""
+        call = self.kind.followed(call, answer.outputs)
         expected = self.kind.expected(self.cases[name], self.held[side][name], call)
         self.check(name, side, Drawn(call, expected), answer)
 
     def compare_faces(self, name: str, call: Call, replayed: Answer, ran: Answer) -> None:
         """Whether a replay gives what the same call gives that runs, as calls do where quality is judged. Raises Wrong."""
-        other = differing(replayed.outputs, ran.outputs)
+        other = differing(self.kind.opening(call, replayed.outputs), self.kind.opening(call, ran.outputs))
         if other is not None:
             sentence = f"{other} is another where its work was recorded than where the same call runs: what is timed must be what is judged."
             raise Wrong(Finding(sentence, other), name, "two_faces")
