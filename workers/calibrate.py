@@ -106,7 +106,7 @@ class Bank:
             for entry in self
             if isinstance(entry, BankedPair)
             and (entry.machine_class, entry.slot, entry.planted) == (machine_class, slot, planted)
-            and entry.make in ("", make)
+            and entry.make == make
         ]
         return [entry for entry in found if set(entry.pair.base) == set(found[-1].pair.base)]
 
@@ -117,7 +117,7 @@ class Bank:
             for entry in self
             if isinstance(entry, BankedAttempt)
             and (entry.machine_class, entry.slot) == (machine_class, slot)
-            and entry.make in ("", make)
+            and entry.make == make
         ]
 
 

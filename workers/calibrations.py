@@ -83,7 +83,7 @@ class Calibration(msgspec.Struct, frozen=True):
 class BankedPair(msgspec.Struct, frozen=True, tag="pair", omit_defaults=True):
     """One pair. `planted` is the share of its own time that base spins; 0 where both sides are the same code. `seconds` 0: not known.
 
-    `make`: see `make`; "" where nobody wrote it down.
+    `make`: see `make`; "" where nobody wrote it down, so that it counts for none.
     """
 
     slot: str
@@ -153,7 +153,13 @@ def of_machine(machine_class: str, facts: Mapping[str, str | float]) -> Calibrat
     mine = file_name(machine_class, facts)
     others = [name for name in names() if name == machine_class or name.startswith(f"{machine_class}.")]
     for name in sorted({mine, *others}, key=lambda name: name != mine):
-        found = read(name)
+        try:
+            found = read(name)
+        except CalibrationError:
+            # Another make's need not keep this one from working.
+            if name in (mine, machine_class):
+                raise
+            continue
         if found is not None and found.machine_class == machine_class and make(found.environment) == make(facts):
             return found
     return None
@@ -167,7 +173,7 @@ def slot_of(machine_class: str, kind: str, facts: Mapping[str, str | float]) -> 
 
 def make(facts: Mapping[str, str | float]) -> str:
     """What tells makes of machines apart: the accelerator's name, else the processor's; "" where neither is known."""
-    return str(facts.get("accelerator") or facts.get("processor") or "")
+    return str(facts.get("accelerator") or facts.get("processor") or "")[:120]
 
 
 def floors(slot: SlotCalibration, cases: Sequence[str] = ()) -> dict[str, float]:

@@ -30,7 +30,7 @@ class FusedRMSNorm:
 
     def __init__(self, eps: float) -> None:
         self.eps = eps
-        self._eps = torch.tensor(eps)
+        self._eps = torch.tensor(eps, dtype=torch.float32, device="cpu")
 
     def forward(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
         """x, residual [T, D], weight [D] -> (normalized [T, D], x + residual [T, D])."""

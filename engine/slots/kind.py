@@ -8,7 +8,7 @@ implementation through a `Runner`. The trusted side of a kind (`cases` ... `prox
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -265,9 +265,12 @@ class SlotKind(ABC):
         """
         return call
 
-    def opening(self, call: Call, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of the outputs of a call, those of steps that take nothing from earlier ones: two answers differ in them by no more than a step's rounding."""
-        return dict(outputs)
+    def excerpt(self, call: Call, outputs: Mapping[str, Tensor], source: Source) -> tuple[Call, dict[str, Tensor]]:
+        """A call that is not recorded, and of `outputs`, which a replay gave, what it must give but for a step's rounding.
+
+        The same call; where later steps take what earlier ones gave, a step alone, drawn from the source.
+        """
+        return replace(call, recorded=False), dict(outputs)
 
     @abstractmethod
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:

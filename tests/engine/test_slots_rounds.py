@@ -12,8 +12,9 @@ from engine.slots.kind import Case, Held, HeldSet, kind_named
 from engine.slots.kinds.quantization import following
 from engine.slots.registry import load
 from engine.slots.source import Source
-from engine.workloads.linear import CUDA, LinearWorkload
+from engine.workloads.linear import CPU, CUDA, UNIT, LinearWorkload
 from tests.engine.judging import header
+from workers.suites.performance.bench import differing
 
 QUANTIZATION = kind_named("quantization")
 SHAPES = [(1, 640, 256, 2), (3, 384, 256, 3), (2, 256, 256, 1), (5, 96, 256, 2), (1, 130, 64, 1)]
@@ -98,19 +99,66 @@ def test_the_judge_knows_what_each_round_took(shape: tuple[int, int, int, int]) 
     followed = QUANTIZATION.followed(call, runner.run(call))
     driver: Any = runner.driver
     assert torch.equal(followed.inputs["x"], torch.cat(driver.quantization.taken))
-    assert len(QUANTIZATION.opening(call, runner.run(call))["y"]) == shape[0] * shape[3]
     with pytest.raises(ValueError, match="followed"):
         QUANTIZATION.product(torch.zeros(shape[3], *shape[1:3]), call, torch.float32)  # type: ignore[attr-defined]
+
+
+class LaterSloppy(Plain):
+    """Right in calls of one round, as quality is judged by, and in the first of several; coarse after that."""
+
+    def linear(self, x: Tensor, packed: dict[str, Tensor]) -> Tensor:
+        y = super().linear(x, packed)
+        return y if len(self.taken) <= 2 else y * (1 + 0.05 * torch.randn_like(y))
+
+
+@pytest.mark.parametrize("implementation", [Plain, LaterSloppy])
+def test_a_round_alone_gives_what_it_gave_among_others(implementation: type[Plain]) -> None:
+    case, source = rounds_of(3, 384, 256, 2), Source(bytes(32))
+    held = packed(case, source.child("held"))
+    found = []
+    for number in range(12):
+        runner = InProcess(QUANTIZATION, implementation)
+        runner.hold(held)
+        call = QUANTIZATION.draw(case, held, source.child("call", number))
+        one, outputs = QUANTIZATION.excerpt(call, runner.run(call), source.child("excerpt", number))
+        assert not one.recorded
+        alone = InProcess(QUANTIZATION, implementation)
+        alone.hold(held)
+        found.append(differing(outputs, alone.run(one)))
+    assert set(found) == ({None} if implementation is Plain else {None, "y"})
+
+
+def test_where_calls_are_drawn_with_their_answers_there_is_one_round() -> None:
+    assert {each.rounds for each in (*CPU, *UNIT)} == {1}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_matrix_stands_for_two_rounds(shape: tuple[int, int, int, int]) -> None:
+    """What follows from a sum is not the sum of what follows."""
+    tokens, outputs, inputs, _ = shape
+    times = -(-inputs // outputs)
+    bounds = torch.randn(1, times, tokens * outputs) if times > 1 else None
+    one, other = torch.randn(tokens, outputs), torch.randn(tokens, outputs)
+    taken, first, second = (following(given, bounds, 0, tokens, inputs) for given in (one + other, one, other))
+    assert float((taken - first - second).norm() / taken.norm()) > 0.2
+
+
+@pytest.mark.parametrize("stride", [2, 8])
+def test_what_follows_does_not_hang_on_how_it_lies(stride: int) -> None:
+    given = torch.randn(640, stride)[:, 1][None]
+    assert given.stride(1) == stride
+    assert torch.equal(following(given, None, 0, 1, 256), following(given.clone().contiguous(), None, 0, 1, 256))
 
 
 @pytest.mark.parametrize("workload", [each for each in CUDA if each.rounds > 1], ids=lambda each: each.name)
 def test_all_that_a_product_gave_counts_for_the_next(workload: LinearWorkload) -> None:
     """At a sixteenth of the published sizes; what cannot be a whole number of windows may leave out a few elements."""
     outputs, inputs, tokens = workload.outputs // 16, workload.inputs // 16, min(workload.tokens, 4)
-    given = torch.randn(tokens, outputs, requires_grad=True)
+    # Above every bound: below one, a value counts by being no larger.
+    given = (torch.randn(tokens, outputs) + 9).requires_grad_()
     times = -(-inputs // outputs)
-    factors = torch.randn(2, times, tokens * outputs) if times > 1 else None
-    taken = following(given, factors, 1, tokens, inputs)
+    bounds = torch.randn(2, times, tokens * outputs) if times > 1 else None
+    taken = following(given, bounds, 1, tokens, inputs)
     assert taken.shape == (tokens, inputs)
     (share,) = torch.autograd.grad(taken.square().sum(), given)
     assert int((share == 0).sum()) < 8

@@ -26,7 +26,7 @@ def pair(logs: LogRatios, number: int) -> PairRecord:
 def banked(bank: Bank, noise: Noise, pairs: int, planted: float = 0.0) -> None:
     (logs,) = noise.attempts(np.random.default_rng(7), 1, pairs, len(CASES), planted)
     for number in range(pairs):
-        bank.add(BankedPair("normalization", "plain", planted, pair(logs, number), 3.0, "cpu-test", "v", 0.0))
+        bank.add(BankedPair("normalization", "plain", planted, pair(logs, number), 3.0, "cpu-test", "v", 0.0, "This"))
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def bank(tmp_path: Path) -> Bank:
 def test_a_quiet_machine_is_learned_from_its_bank(bank: Bank) -> None:
     banked(bank, ACCELERATOR, 60)
     banked(bank, ACCELERATOR, 32, planted=0.05)
-    bank.add(BankedAttempt("normalization", "plain", "passed", "no_difference", 200.0, "cpu-test", "v", 0.0))
+    bank.add(BankedAttempt("normalization", "plain", "passed", "no_difference", 200.0, "cpu-test", "v", 0.0, "This"))
     found = learn(bank, "cpu-test", "This", "normalization", (0.05, 0.02), "cpu", 200)
     assert found.pairs == 60
     assert set(found.cases) == set(CASES)
@@ -80,7 +80,7 @@ def test_a_line_that_was_half_written_is_left_out(bank: Bank) -> None:
 
 def test_pairs_over_other_cases_are_not_mixed_in(bank: Bank) -> None:
     old = PairRecord(0, "AB", "stop", {"gone": 1.0}, {"gone": 1.0})
-    bank.add(BankedPair("normalization", "plain", 0.0, old, 3.0, "cpu-test", "v0", 0.0))
+    bank.add(BankedPair("normalization", "plain", 0.0, old, 3.0, "cpu-test", "v0", 0.0, "This"))
     banked(bank, ACCELERATOR, 3)
     assert len(bank.pairs("cpu-test", "This", "normalization")) == 3
     assert not bank.pairs("cpu-other", "This", "normalization")
@@ -124,6 +124,8 @@ def test_each_make_of_machine_goes_by_its_own(bank: Bank, tmp_path: Path, monkey
     assert calibrations.slot_of("cpu-test", "normalization", HERE | {"processor": "That"}) == other
     assert calibrations.slot_of("cpu-test", "normalization", HERE | {"accelerator": "Some"}) is None
     assert calibrations.slot_of("cpu", "normalization", HERE) is None
+    (tmp_path / "cpu-test.that.json").write_text("{")
+    assert calibrations.slot_of("cpu-test", "normalization", HERE) == slot, "another make's file is broken"
     # As files were named before, or as a person named one.
     (tmp_path / "cpu-test.this-processor.json").rename(tmp_path / "cpu-test.json")
     assert calibrations.slot_of("cpu-test", "normalization", HERE) == slot
@@ -135,6 +137,7 @@ def test_makes_and_versions_are_told_apart_in_a_bank(bank: Bank) -> None:
     for make, version in (("That", "v"), ("This", "w")):
         bank.add(msgspec.structs.replace(entries[0], make=make, suite_version=version))
     assert len(bank.pairs("cpu-test", "This", "normalization")) == 13
+    assert not bank.pairs("cpu-test", "", "normalization")
     found = learn(bank, "cpu-test", "This", "normalization", (), "cpu", 50)
     assert (found.pairs, found.suite_versions) == (13, 2)
     text = calibrate.markdown(calibrations.Calibration("cpu-test", "2026-01-02", HERE, {"normalization": found}))

@@ -175,7 +175,7 @@ def serve(
                 if message.drop or message.regions:
                     recording.forget()
                 answer = Kept()
-                if not (message.buffers or message.regions or message.drop):
+                if on_device and not message.buffers:
                     # An empty request: a call follows at once.
                     send(sock, answer)
                     _stay_awake(sock)

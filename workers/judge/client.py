@@ -118,8 +118,6 @@ class HostClient:
         self._known_buffers: set[int] = set()
         self._last: ReadyCall | None = None
         self._before = (0.0, 0.0, 0.0)
-        # A host that stays awake on the only processor would keep the judge from it.
-        self.wakes = len(os.sched_getaffinity(0)) > 1
         self._cpu_when_frozen: float | None = None
         self._ran_frozen = 0.0
 
@@ -289,8 +287,6 @@ class HostClient:
             self.poison.fill(view)
         flats = {name: bits(view).view(-1) for name, view in ready.outputs.views.items()}
         state = [(bits(self._held[name].views[name]).view(-1), probe) for name, probe in ready.call.probes.items()]
-        if self.wakes:
-            self._wake(deadline)
         self._expect_silence()
         self._wait_until(deadline, what)
         # As late as can be: what is rewritten is seen by whoever looks.

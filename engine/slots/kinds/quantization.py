@@ -139,7 +139,7 @@ class QuantizationKind(SlotKind):
         count, outputs, inputs = int(case["weights"]), int(case["outputs"]), int(case["inputs"])
         dtype = TensorSpec((), case.dtype).torch_dtype
         # Of products in a row, each takes up what the one before gave, over and over: it must neither grow nor fade.
-        scale = (windows(outputs, inputs) / inputs) ** 0.5 if case["rounds"] > 1 else inputs**-0.5
+        scale = (windows(outputs, inputs) * inputs) ** -0.5 if case["rounds"] > 1 else inputs**-0.5
         weight = draw_tensor(source, (count * outputs, inputs), dtype, case["device"], case["weight_values"], scale)
         weight = weight.view(count, outputs, inputs)
         if case["rounds"] > 1:
@@ -202,7 +202,7 @@ class QuantizationKind(SlotKind):
 
     def draw(self, case: Case, held: HeldSet, source: Source) -> Call:
         """x [weights * T, inputs], or ids int64[T]. Of the later of several rounds, which take up what the one before gave: where a weight has more
-        inputs than outputs, factors [(rounds - 1) * weights, times, T * outputs] (see `following`).
+        inputs than outputs, bounds [(rounds - 1) * weights, times, T * outputs] (see `following`).
         """
         tokens = int(case["tokens"])
         if case["lookup"]:
@@ -213,12 +213,12 @@ class QuantizationKind(SlotKind):
         x = draw_tensor(source, (tokens * case["weights"], case["inputs"]), dtype, case["device"], case["values"])
         later = case["weights"] * (case["rounds"] - 1)
         times = -(-case["inputs"] // case["outputs"])
-        factors = None
+        bounds = None
         if later and times > 1:
-            factors = draw_tensor(
-                source.child("factors"), (later, times, tokens * case["outputs"]), dtype, case["device"]
+            bounds = draw_tensor(
+                source.child("bounds"), (later, times, tokens * case["outputs"]), dtype, case["device"]
             )
-        call = linear_call(case, x, factors)
+        call = linear_call(case, x, bounds)
         call.recorded = case["recorded"]
         for number in range(int(case["weights"])):
             if f"{number}:rows" in held:
@@ -236,12 +236,24 @@ class QuantizationKind(SlotKind):
         taken = list(x.chunk(count))
         given = outputs["y"].chunk(rounds * count)
         for number in range(count, rounds * count):
-            taken.append(following(given[number - count], call.inputs.get("factors"), number - count, *taken[0].shape))
+            taken.append(following(given[number - count], call.inputs.get("bounds"), number - count, *taken[0].shape))
         return replace(call, inputs={"x": torch.cat(taken)})
 
-    def opening(self, call: Call, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """y of the first round."""
-        return {"y": outputs["y"][: len(call.inputs["x"])]} if "x" in call.inputs else dict(outputs)
+    def excerpt(self, call: Call, outputs: Mapping[str, Tensor], source: Source) -> tuple[Call, dict[str, Tensor]]:
+        """One of the rounds."""
+        rounds = int(call.params.get("rounds") or 1)
+        if rounds == 1 or "x" not in call.inputs:
+            return super().excerpt(call, outputs, source)
+        number = source.integer(0, rounds - 1)
+        y = outputs["y"].chunk(rounds)[number]
+        one = replace(
+            call,
+            params={**call.params, "rounds": 1},
+            inputs={"x": self.followed(call, outputs).inputs["x"].chunk(rounds)[number].contiguous()},
+            outputs={"y": TensorSpec.of(y)},
+            recorded=False,
+        )
+        return one, {"y": y}
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """x times what is stored, in float32; for an embedding, its rows. `before`: the same without the call's rewrites."""
@@ -496,34 +508,34 @@ def drawn_parts(number: int, held: HeldSet, source: Source) -> tuple[Tensor, Rew
     return chosen.expand(len(rows)), rewrites
 
 
-def linear_call(case: Case, x: Tensor, factors: Tensor | None = None) -> Call:
+def linear_call(case: Case, x: Tensor, bounds: Tensor | None = None) -> Call:
     """The call for x [weights * T, inputs] over the packed weights 0/..., 1/..., ..., as often as the case has rounds."""
     spec = TensorSpec((x.shape[0] * int(case["rounds"]), int(case["outputs"])), TensorSpec.of(x).dtype)
     params: dict[str, Scalar] = {"of": "", "weights": case["weights"], "rounds": case["rounds"]}
-    inputs = {"x": x} if factors is None else {"x": x, "factors": factors}
+    inputs = {"x": x} if bounds is None else {"x": x, "bounds": bounds}
     return Call("linear", params, inputs, {"y": spec})
 
 
 def windows(outputs: int, inputs: int) -> int:
-    """Of how many windows over what a product gave the next one's input is the mean, so that all of it counts."""
+    """Over how many windows of what a product gave the next one's input is taken, so that all of it counts."""
     return max(1, -(-outputs // inputs))
 
 
-def following(given: Tensor, factors: Tensor | None, number: int, rows: int, inputs: int) -> Tensor:
+def following(given: Tensor, bounds: Tensor | None, number: int, rows: int, inputs: int) -> Tensor:
     """What the next round's product with a weight takes, [rows, inputs], from what this round's gave, [rows, outputs].
 
-    All of that counts, so that nobody who multiplies knows what to multiply next before it is done: a weight cannot be gone through once for
-    several rounds. The mean of windows over it; where it is too little, as often as is needed times `factors[number]`, without which a
-    weight could be folded to its own size.
+    All of that counts, and not linearly: whoever multiplies does not know what to multiply next before it is done, and there is no smaller matrix
+    that several rounds are products with. Each value is the root of the squares in as many windows over what was given; where that is too little, it
+    is taken as often as is needed, each time no lower than `bounds[number]`.
     """
     wanted = rows * inputs
-    flat = given.reshape(-1)
-    if factors is not None:
-        return (flat * factors[number]).view(-1)[:wanted].view(rows, inputs)
+    flat = given.contiguous().view(-1)
+    if bounds is not None:
+        return torch.maximum(flat, bounds[number]).view(-1)[:wanted].view(rows, inputs)
     count = windows(len(flat), wanted)
-    if count == 1:
-        return flat[:wanted].view(rows, inputs)
-    return flat.as_strided((count, wanted), ((len(flat) - wanted) // (count - 1), 1)).mean(0).view(rows, inputs)
+    step = (len(flat) - wanted) // max(1, count - 1)
+    taken: Tensor = torch.linalg.vector_norm(flat.as_strided((count, wanted), (step, 1)), dim=0)
+    return taken.view(rows, inputs)
 
 
 def lookup_call(case: Case, ids: Tensor) -> Call:
@@ -569,7 +581,7 @@ class QuantizationDriver:
                 x = (
                     parts[number]
                     if number < count
-                    else following(given[number - count], inputs.get("factors"), number - count, *parts[0].shape)
+                    else following(given[number - count], inputs.get("bounds"), number - count, *parts[0].shape)
                 )
                 given.append(self.quantization.linear(x, packed[number % count]))
             return {"y": torch.cat(given)}

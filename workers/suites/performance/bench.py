@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
+from engine.slots.source import Source
 from workers.judge.client import Answer, HostClient, ReadyCall, Tampered
 from workers.judge.device import DeviceClient
 from workers.judge.furnace import Furnace
@@ -193,9 +194,10 @@ class Course:
         expected = self.kind.expected(self.cases[name], self.held[side][name], call)
         self.check(name, side, Drawn(call, expected), answer)
 
-    def compare_faces(self, name: str, call: Call, replayed: Answer, ran: Answer) -> None:
-        """Whether a replay gives what the same call gives that runs, as calls do where quality is judged. Raises Wrong."""
-        other = differing(self.kind.opening(call, replayed.outputs), self.kind.opening(call, ran.outputs))
+    def compare_faces(self, name: str, client: HostClient, call: Call, replayed: Answer, source: Source) -> None:
+        """Whether a replay gives what such a call gives that runs, as calls do where quality is judged. Raises Wrong."""
+        shown, outputs = self.kind.excerpt(call, replayed.outputs, source)
+        other = differing(outputs, client.timed(client.ready(shown)).outputs)
         if other is not None:
             sentence = f"{other} is another where its work was recorded than where the same call runs: what is timed must be what is judged."
             raise Wrong(Finding(sentence, other), name, "two_faces")
@@ -491,7 +493,9 @@ class PairBench:
         for call, answer in kept:
             course.compare_one(name, side, call, answer)
             if call.recorded:
-                course.compare_faces(name, call, answer, client.timed(client.ready(replace(call, recorded=False))))
+                course.compare_faces(
+                    name, client, call, answer, course.source.child(name, "excerpt", self.pair, side, len(kept))
+                )
         self.timings[side][name] = Timing(samples)
 
     def _device_client(self, turn: Turn) -> DeviceClient:

@@ -11,7 +11,8 @@ def from_outcomes(apps, schema_editor):
             facts = json.loads(row.outcome).get("environment", {})
         except (ValueError, AttributeError):
             continue
-        found = str(facts.get("accelerator") or facts.get("processor") or "")[:120] if isinstance(facts, dict) else ""
+        found = str(facts.get("accelerator") or facts.get("processor") or "") if isinstance(facts, dict) else ""
+        found = found.replace("\0", "")[:120]
         if found:
             attempt.objects.filter(pk=row.pk).update(make=found)
 
