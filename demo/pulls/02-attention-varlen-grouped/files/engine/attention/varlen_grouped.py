@@ -105,7 +105,8 @@ class VarlenGrouped(StandardKV):
         heads, scale = self.shape.kv_heads, self.shape.scale
         for group in self.decoding:
             # [B, kv_heads, S, head_dim], and as many rows of queries as share a key/value head.
-            keys, values = kv[:, group.pages].flatten(2, 3)[:, :, : group.longest].transpose(2, 3)
+            pages = kv.index_select(1, group.pages.flatten()).unflatten(1, group.pages.shape)
+            keys, values = pages.flatten(2, 3)[:, :, : group.longest].transpose(2, 3)
             queries = q[group.rows].unflatten(1, (heads, -1))
             mask = group.mask.to(q.dtype)
             attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
@@ -115,7 +116,7 @@ class VarlenGrouped(StandardKV):
             if prompt.pages is None:
                 keys, values = k[rows].transpose(0, 1), v[rows].transpose(0, 1)
             else:
-                keys, values = kv[:, prompt.pages].flatten(1, 2)[:, : prompt.total].transpose(1, 2)
+                keys, values = kv.index_select(1, prompt.pages).flatten(1, 2)[:, : prompt.total].transpose(1, 2)
             # [kv_heads, group, new, head_dim]: `expand` lets a group of query heads share a key without copying it.
             queries = q[rows].unflatten(1, (heads, -1)).permute(1, 2, 0, 3)
             shared = (heads, queries.shape[1], -1, -1)
