@@ -101,24 +101,16 @@ class Bank:
 
     def pairs(self, machine_class: str, make: str, slot: str, planted: float = 0.0) -> list[BankedPair]:
         """The pairs of one slot whose cases are those of the latest one, in the order in which they were measured."""
-        found = [
-            entry
-            for entry in self
-            if isinstance(entry, BankedPair)
-            and (entry.machine_class, entry.slot, entry.planted) == (machine_class, slot, planted)
-            and entry.make == make
-        ]
+        mine = self._of(machine_class, make, slot)
+        found = [entry for entry in mine if isinstance(entry, BankedPair) and entry.planted == planted]
         return [entry for entry in found if set(entry.pair.base) == set(found[-1].pair.base)]
 
     def attempts(self, machine_class: str, make: str, slot: str) -> list[BankedAttempt]:
         """The whole attempts of one slot."""
-        return [
-            entry
-            for entry in self
-            if isinstance(entry, BankedAttempt)
-            and (entry.machine_class, entry.slot) == (machine_class, slot)
-            and entry.make == make
-        ]
+        return [entry for entry in self._of(machine_class, make, slot) if isinstance(entry, BankedAttempt)]
+
+    def _of(self, *key: str) -> Iterator[Banked]:
+        return (entry for entry in self if (entry.machine_class, entry.make, entry.slot) == key)
 
 
 # -- what is measured -------------------------------------------------------------------------------------------------

@@ -149,17 +149,9 @@ def names() -> list[str]:
 
 def of_machine(machine_class: str, facts: Mapping[str, str | float]) -> Calibration | None:
     """What was measured on machines of this class and of the make that `facts` tell of. Raises CalibrationError."""
-    # A file that a person named otherwise counts as well, but one made on such a machine comes first.
-    mine = file_name(machine_class, facts)
-    others = [name for name in names() if name == machine_class or name.startswith(f"{machine_class}.")]
-    for name in sorted({mine, *others}, key=lambda name: name != mine):
-        try:
-            found = read(name)
-        except CalibrationError:
-            # Another make's need not keep this one from working.
-            if name in (mine, machine_class):
-                raise
-            continue
+    # Files were named after the class alone before makes had their own.
+    for name in (file_name(machine_class, facts), machine_class):
+        found = read(name)
         if found is not None and found.machine_class == machine_class and make(found.environment) == make(facts):
             return found
     return None

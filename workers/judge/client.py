@@ -146,11 +146,7 @@ class HostClient:
 
     def settle_down(self) -> None:
         """Returns once the host has imported what it needs and reads its messages."""
-        self._wake(time.monotonic() + self.call_timeout)
-
-    def _wake(self, deadline: float) -> None:
-        """Has the host's process stay awake for the next message: waking up takes as long as a short call."""
-        self._ask_to_hold(wire.Hold([], []), [], deadline)
+        self._ask_to_hold(wire.Hold([], []), [], time.monotonic() + self.call_timeout)
 
     def freeze(self) -> None:
         """Holds the host: nothing of it runs until `thaw`. Harmless on one that is frozen. Raises Tampered where it cannot be held."""

@@ -166,11 +166,7 @@ class Course:
             held = self.held["base"][name]
             call = self._draw(name, held, "calibrate", 0)
             self.refill[name] = self.trial.hosts.refills.learn(call.inputs)
-            nothing = {
-                name: torch.zeros(spec.shape, dtype=spec.torch_dtype, device="cuda")
-                for name, spec in call.outputs.items()
-            }
-            call = self.kind.followed(call, nothing)
+            call = self.kind.followed(call, _nothing(call))
             self.kind.expected(case, held, call)
             torch.cuda.synchronize()
             began = time.monotonic()
@@ -527,6 +523,12 @@ class PairBench:
     def close(self) -> None:
         """Ends the hosts."""
         self.course.trial.hosts.end()
+
+
+def _nothing(call: Call) -> dict[str, Tensor]:
+    """Outputs of a call that nobody has made, on the accelerator."""
+    specs = call.outputs.items()
+    return {name: torch.zeros(spec.shape, dtype=spec.torch_dtype, device="cuda") for name, spec in specs}
 
 
 def differing(replayed: Mapping[str, Tensor], ran: Mapping[str, Tensor]) -> str | None:
