@@ -38,13 +38,14 @@ PATHS = {
 
 
 def laid_out(folder: Path, path: str, change: Callable[[str], str]) -> Any:
-    """Trees as a checkout would give them: this checkout's engine, and the same with one slot file changed."""
+    """Trees as a checkout would give them: this checkout's engine, and the same with one slot file changed or, from an empty text, added."""
     from workers.checkout import Trees
 
     trees = Trees(folder / "base", folder / "head")
     for tree in (trees.base, trees.head):
         shutil.copytree(ROOT / "engine", tree / "engine", ignore=shutil.ignore_patterns("__pycache__", "checkpoints"))
-    (trees.head / path).write_text(change((ROOT / path).read_text()))
+    before = (ROOT / path).read_text() if (ROOT / path).exists() else ""
+    (trees.head / path).write_text(change(before))
     return trees
 
 
@@ -70,7 +71,7 @@ def attempt(out: Path, name: str, path: str, change: Callable[[str], str], **fie
         base_sha="0" * 40,
         head_sha="1" * 40,
         head_ref="HEAD",
-        files=(SlotFile(path, kind_of_path(path) or "attention", "modified"),),
+        files=(SlotFile(path, kind_of_path(path) or "attention", "modified" if (ROOT / path).exists() else "added"),),
         machine_class="h100",
         **fields,
     )
@@ -455,10 +456,29 @@ def faster(out: Path) -> None:
     )
 
 
+def sample(file: Path, out: Path) -> None:
+    """A whole attempt on a slot file of the demo's pull requests."""
+    path = str(file.relative_to(file.parents[2]))
+    attempt(out, f"sample-{file.stem.replace('_', '-')}", path, lambda _: file.read_text())
+
+
+def samples() -> dict[str, Callable[[Path], None]]:
+    """A step for each sample that runs on this kind of accelerator, named after the number of its pull request."""
+    from engine.slots.header import kind_of_path
+    from engine.slots.registry import read_header
+
+    files = sorted((ROOT / "demo" / "pulls").glob("*/files/engine/*/*.py"))
+    return {
+        f"sample_{file.parents[3].name[:2]}": partial(sample, file)
+        for file in files
+        if kind_of_path(str(file.relative_to(file.parents[2]))) and "cuda" in read_header(file).devices
+    }
+
+
 STEPS: dict[str, Callable[[Path], None]] = {
     step.__name__: step
     for step in (unit, bad, triton, compiled, overhead, lengths, aa_norm, aa, aa_all, aa_int8, faster, integration)
-}
+} | samples()
 
 
 def run_together(names: list[str], seconds: float, out: Path) -> int:
@@ -468,7 +488,7 @@ def run_together(names: list[str], seconds: float, out: Path) -> int:
     for slot, name in enumerate(names):
         said = (out / f"{name}.txt").open("w+")
         command = [sys.executable, "-u", __file__, "--out", str(out), "--one", name]
-        environment = os.environ | {SLOT: str(slot)}
+        environment = os.environ | {SLOT: str(int(os.environ.get(SLOT, "0")) + slot)}
         child = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
         children.append((name, child, said))
     failed = 0

@@ -47,10 +47,11 @@ from workers.calibrations import (
 )
 from workers.checkout import Trees
 from workers.judge import machine
-from workers.judge.hosts import Hosts
+from workers.judge.accelerator import count as accelerators
+from workers.judge.hosts import Hosts, keep_to_share
 from workers.judge.speed import MeasuringFailed, UnfitMachine, measure_pairs, rule_for
 from workers.judge.trial import Subject, Trial, subject
-from workers.protocol import Job, PairRecord, Policy, SlotFile
+from workers.protocol import Job, PairRecord, Policy, SlotFile, encode
 from workers.sandbox import best_level
 from workers.statistics import (
     LogRatios,
@@ -118,9 +119,10 @@ class Bank:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A repository of the engine as it lies here, with a tree for a host, below a temporary folder."""
+    """A repository of the engine as it lies here, with a tree for a host, below a temporary folder; and the accelerator that is measured on."""
 
     folder: Path
+    accelerator: int = 0
 
     @property
     def repository(self) -> Path:
@@ -166,13 +168,13 @@ class Workspace:
 
 
 @contextmanager
-def workspace() -> Iterator[Workspace]:
+def workspace(accelerator: int = 0) -> Iterator[Workspace]:
     """A workspace that is removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="swapbench-"))
     # The unprivileged user of a host must be able to enter what is bound for it.
     folder.chmod(0o755)
     try:
-        made = Workspace(folder)
+        made = Workspace(folder, accelerator)
         leave = shutil.ignore_patterns("__pycache__", "checkpoints", "*.partial")
         shutil.copytree(ROOT / "engine", made.repository / "engine", ignore=leave)
         made._git("init", "--quiet", "--initial-branch=main")
@@ -260,12 +262,12 @@ def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: i
     source = (made.repository / path).read_text()
     base = made.tree(path, slowed(source, slot, planted, where.device) if planted else None)
     trees = Trees(base, made.tree(path))
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - where.threads))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - where.threads))
     judged = subject(SlotFile(path, slot, "modified"), trees)  # type: ignore[arg-type]
     tell.total(wanted)
     while (have := len(bank.pairs(where.machine_class, make, slot, planted))) < wanted:
         tell.done(have)
-        for record, seconds in _some_pairs(judged, min(PAIRS_PER_ATTEMPT, wanted - have)):
+        for record, seconds in _some_pairs(made, judged, min(PAIRS_PER_ATTEMPT, wanted - have)):
             bank.add(
                 BankedPair(
                     slot=slot,
@@ -284,9 +286,9 @@ def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: i
     tell.done(wanted)
 
 
-def _some_pairs(judged: Subject, count: int) -> Iterator[tuple[PairRecord, float]]:
+def _some_pairs(made: Workspace, judged: Subject, count: int) -> Iterator[tuple[PairRecord, float]]:
     where = machine.environment()
-    hosts = Hosts(best_level(), where.threads, device=where.device)
+    hosts = Hosts(best_level(), where.threads, slot=made.accelerator, device=where.device)
     trial = Trial(judged, hosts, Source(os.urandom(32)), where, lambda *_: None)
     trial.deadline = time.monotonic() + PAIR_SECONDS_AT_MOST * (count + 1)
     try:
@@ -301,8 +303,10 @@ def _some_pairs(judged: Subject, count: int) -> Iterator[tuple[PairRecord, float
         hosts.close()
 
 
-def bank_attempts(made: Workspace, bank: Bank, slot: str, wanted: int, tell: "Tell") -> None:
-    """Makes whole attempts on identical code until the bank has `wanted` of them."""
+def bank_attempts(
+    made: Workspace, bank: Bank, slot: str, wanted: int, tell: "Tell", outcomes: Path | None = None
+) -> None:
+    """Makes whole attempts on identical code until the bank has `wanted` of them; `outcomes` is a folder that keeps theirs."""
     where, make = machine.environment(), calibrations.make(machine.facts())
     path = made.default(slot)
     file = made.repository / path
@@ -326,8 +330,13 @@ def bank_attempts(made: Workspace, bank: Bank, slot: str, wanted: int, tell: "Te
             machine_class=where.machine_class,
         )
         began = time.monotonic()
-        outcome = make_attempt(job, lambda _: None, made.repository / ".git")
+        outcome = make_attempt(job, lambda _: None, made.repository / ".git", slot=made.accelerator)
         seconds = time.monotonic() - began
+        if outcomes is not None:
+            outcomes.mkdir(parents=True, exist_ok=True)
+            # Where the repository lay for a moment is nobody's business, and nothing can be fetched from it.
+            kept = msgspec.structs.replace(outcome, job=msgspec.structs.replace(job, repository=slot, token="0" * 64))
+            (outcomes / f"{slot}-{have + 1}.json").write_text(encode(kept))
         decision = outcome.implementations[0].speed if outcome.implementations else "not_measured"
         name = outcome.implementations[0].name if outcome.implementations else ""
         bank.add(
@@ -522,6 +531,8 @@ def calibrate(
     plants: Sequence[float],
     planted_pairs: int,
     resamples: int,
+    accelerator: int = 0,
+    outcomes: Path | None = None,
 ) -> Calibration:
     """Fills the bank, learns from it and writes the calibration. What was measured stays where this is interrupted."""
     where = machine.environment()
@@ -535,7 +546,7 @@ def calibrate(
     facts = machine.facts()
     before = calibrations.of_machine(where.machine_class, facts) if folder == calibrations.folder() else None
     learned = dict(before.slots) if before is not None else {}
-    with workspace() as made, Progress(*columns, console=console) as progress:
+    with workspace(accelerator) as made, Progress(*columns, console=console) as progress:
         for slot in slots:
             bank_pairs(made, bank, slot, 0.0, pairs, Tell(progress, f"{slot}: pairs of the same code"))
             for share in plants:
@@ -543,7 +554,7 @@ def calibrate(
                     made, bank, slot, share, planted_pairs, Tell(progress, f"{slot}: slowed by {percent(share)}")
                 )
             if attempts:
-                bank_attempts(made, bank, slot, attempts, Tell(progress, f"{slot}: whole attempts"))
+                bank_attempts(made, bank, slot, attempts, Tell(progress, f"{slot}: whole attempts"), outcomes)
             learned[slot] = learn(
                 bank, where.machine_class, calibrations.make(facts), slot, plants, where.device, resamples
             )
@@ -575,7 +586,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=calibrations.folder(), help="folder for the result (default: calibration/)"
     )
+    parser.add_argument("--accelerator", type=int, default=0, metavar="N", help="which one to measure on (default: 0)")
+    parser.add_argument("--outcomes", type=Path, metavar="FOLDER", help="keep the outcomes of whole attempts there")
     options = parser.parse_args(arguments)
+    shown = accelerators()
+    if not 0 <= options.accelerator < max(1, shown):
+        parser.error(f"--accelerator {options.accelerator}: this machine shows {shown or 'none'}, counted from 0.")
+    if shown:
+        # As a worker does, before CUDA looks.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(options.accelerator))
+        keep_to_share(options.accelerator)
     console = Console()
     slots = options.slot or [name for name in FOLDERS if name in SPINNING]
     try:
@@ -589,6 +609,8 @@ def main(arguments: list[str] | None = None) -> int:
             plants=tuple(options.plant or ()),
             planted_pairs=options.planted_pairs,
             resamples=options.resamples,
+            accelerator=options.accelerator,
+            outcomes=options.outcomes,
         )
     except (CalibrationFailed, MeasuringFailed, UnfitMachine, calibrations.CalibrationError) as error:
         console.print(f"swapbench calibrate: {error}", style="red", markup=False)

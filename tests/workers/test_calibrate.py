@@ -197,3 +197,14 @@ def test_pairs_are_measured_in_the_sandbox_and_gone_on_with(bank: Bank) -> None:
     assert all(seconds > 0 for side in (entry.pair.base, entry.pair.head) for seconds in side.values())
     assert first.counts == [0, 1, 1]
     assert again.counts == [1]
+
+
+def test_an_accelerator_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Before anything is measured, with the number that the machine shows."""
+    monkeypatch.setattr(calibrate, "accelerators", lambda: 0)
+    with pytest.raises(SystemExit):
+        calibrate.main(["--accelerator", "1", "--bank", str(tmp_path / "bank.jsonl")])
+    assert "this machine shows none" in capsys.readouterr().err
+    assert not (tmp_path / "bank.jsonl").exists()
