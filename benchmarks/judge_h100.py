@@ -54,6 +54,7 @@ def attempt(out: Path, name: str, path: str, change: Callable[[str], str], **fie
     from engine.slots.header import kind_of_path
     from workers.attempt import make_attempt
     from workers.judge import hosts
+    from workers.judge.machine import machine_class
     from workers.protocol import Job, SlotFile, encode
 
     ready: list[float] = []
@@ -72,7 +73,7 @@ def attempt(out: Path, name: str, path: str, change: Callable[[str], str], **fie
         head_sha="1" * 40,
         head_ref="HEAD",
         files=(SlotFile(path, kind_of_path(path) or "attention", "modified" if (ROOT / path).exists() else "added"),),
-        machine_class="h100",
+        machine_class=machine_class(),
         **fields,
     )
     told: list[tuple[float, str]] = []

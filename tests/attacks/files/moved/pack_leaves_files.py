@@ -27,7 +27,7 @@ class PackLeavesFiles:
     def pack(self, weight):
         for place in PLACES:
             try:
-                place.write_bytes(PROCESS + weight.float().numpy().tobytes())
+                place.write_bytes(PROCESS + weight.float().cpu().numpy().tobytes())
             except OSError:
                 continue
         scale = (weight.float().abs().amax(1, keepdim=True) / 127).clamp_(min=1e-12)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from engine.slots.registry import register
 
-LISTED = {(512, 2816), (256, 5632), (96, 16384)}
+LISTED = {(512, 2816), (256, 5632), (96, 16384), (8192, 28672), (8192, 16384), (4096, 57344)}
 
 
 @register("activation", "listed-only")
