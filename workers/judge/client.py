@@ -206,6 +206,7 @@ class HostClient:
         deadline = time.monotonic() + self.call_timeout
         seq = _new_seq()
         pack = self.pack_type.of(preparation.inputs)
+        self._written()
         what = f"'{preparation.operation}'"
         request = wire.Prepare(seq, preparation.operation, preparation.params, [pack.buffer.describe()], pack.regions)
         answer = self._ask(request, [pack.buffer.fd], seq, deadline, what)
@@ -329,6 +330,9 @@ class HostClient:
             if not torch.equal(bits(outputs[f"state:{name}"]).view(-1)[probe], value):
                 raise Tampered(f"{name!r} was written to after the call was acknowledged.")
         return Answer(seconds, outputs)
+
+    def _written(self) -> None:
+        """Returns once what was written to shared memory lies there: on an accelerator a host could read it before."""
 
     def _share(self, pack: Pack, regions: list[wire.Region], deadline: float) -> None:
         """Has the host map a buffer; its descriptor is given up at once, as mappings stay."""

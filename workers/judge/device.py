@@ -46,7 +46,9 @@ class DeviceBuffer:
         except vmm.DeviceMemoryError as error:
             raise SandboxError(f"The accelerator has no {nbytes:,} bytes left to lend to a host: {error}") from None
         self.nbytes = mapping.nbytes
-        self.bytes = mapping.bytes()
+        # Made while a model runs in inference mode, it is written to outside of it, too.
+        with torch.inference_mode(False):
+            self.bytes = mapping.bytes()
         """uint8[nbytes]"""
 
     def describe(self) -> wire.Buffer:
@@ -151,6 +153,9 @@ class DeviceClient(HostClient):
         super().close()
         self._arenas.clear()
         self._originals.clear()
+
+    def _written(self) -> None:
+        torch.cuda.synchronize()
 
     def hold(self, held: HeldSet, key: str = "") -> dict[str, Tensor]:
         """Shares copies; see engine.slots.kind.Runner."""

@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from engine.slots.registry import register
 
-# CUDA opens some of its own as soon as there is a context.
-OWN = ("/proc/", "/swapbench/", "/dev/", "/usr/") + (("anon_inode:[event",) if torch.cuda.is_available() else ())
+# CUDA opens pipes, a socket and more of its own as soon as there is a context; there, what else is inherited is for tests/sandbox.
+CUDA = ("anon_inode:[event", "pipe:", "socket:") if torch.cuda.is_available() else ()
+OWN = ("/proc/", "/swapbench/", "/dev/", "/usr/", *CUDA)
 strange = []
 for number in os.listdir("/proc/self/fd"):
     try:

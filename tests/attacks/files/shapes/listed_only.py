@@ -1,6 +1,6 @@
 # /// attack
-# expect = ["failed"]
-# says = "wrong|off by|finite"
+# expect = ["failed", "impossible"]
+# says = "wrong|off by|finite|physical floor"
 # suites = ["performance"]
 # ///
 # /// swapbench
