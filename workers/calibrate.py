@@ -53,6 +53,7 @@ from workers.judge.speed import MeasuringFailed, UnfitMachine, measure_pairs, ru
 from workers.judge.trial import Subject, Trial, subject
 from workers.protocol import Job, PairRecord, Policy, SlotFile, encode
 from workers.sandbox import best_level
+from workers.sole_use import Occupied, sole_use
 from workers.statistics import (
     LogRatios,
     Rule,
@@ -70,6 +71,8 @@ from workers.suites.version import ROOT, suite_version
 PAIRS_PER_ATTEMPT = 32
 """Pairs that are measured under one seed, as one attempt at most would."""
 PAIR_SECONDS_AT_MOST = 180.0
+OCCUPIED_SECONDS = 60.0
+"""How long another attempt on the same accelerator is waited for."""
 FOR_A_FLOOR = 12
 SPINNING = {"attention": "forward", "quantization": "linear", "normalization": "forward", "activation": "forward"}
 """The method of a kind that a slowed copy spins in."""
@@ -267,22 +270,24 @@ def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: i
     tell.total(wanted)
     while (have := len(bank.pairs(where.machine_class, make, slot, planted))) < wanted:
         tell.done(have)
-        for record, seconds in _some_pairs(made, judged, min(PAIRS_PER_ATTEMPT, wanted - have)):
-            bank.add(
-                BankedPair(
-                    slot=slot,
-                    implementation=judged.header.name,
-                    planted=planted,
-                    pair=record,
-                    seconds=seconds,
-                    machine_class=where.machine_class,
-                    suite_version=suite_version(),
-                    at=time.time(),
-                    make=make,
+        # As an attempt does: whoever measures beside another one measures both wrong.
+        with sole_use(made.accelerator, OCCUPIED_SECONDS, lambda: None):
+            for record, seconds in _some_pairs(made, judged, min(PAIRS_PER_ATTEMPT, wanted - have)):
+                bank.add(
+                    BankedPair(
+                        slot=slot,
+                        implementation=judged.header.name,
+                        planted=planted,
+                        pair=record,
+                        seconds=seconds,
+                        machine_class=where.machine_class,
+                        suite_version=suite_version(),
+                        at=time.time(),
+                        make=make,
+                    )
                 )
-            )
-            have += 1
-            tell.done(have)
+                have += 1
+                tell.done(have)
     tell.done(wanted)
 
 
@@ -332,11 +337,6 @@ def bank_attempts(
         began = time.monotonic()
         outcome = make_attempt(job, lambda _: None, made.repository / ".git", slot=made.accelerator)
         seconds = time.monotonic() - began
-        if outcomes is not None:
-            outcomes.mkdir(parents=True, exist_ok=True)
-            # Where the repository lay for a moment is nobody's business, and nothing can be fetched from it.
-            kept = msgspec.structs.replace(outcome, job=msgspec.structs.replace(job, repository=slot, token="0" * 64))
-            (outcomes / f"{slot}-{have + 1}.json").write_text(encode(kept))
         decision = outcome.implementations[0].speed if outcome.implementations else "not_measured"
         name = outcome.implementations[0].name if outcome.implementations else ""
         bank.add(
@@ -344,6 +344,10 @@ def bank_attempts(
                 slot, name, outcome.status, decision, seconds, where.machine_class, suite_version(), time.time(), make
             )
         )
+        if outcomes is not None:
+            # The repository lay in a temporary folder; nothing can be fetched from it any more.
+            kept = msgspec.structs.replace(job, repository="a copy of this engine", token="0" * 64)
+            (outcomes / f"{slot}-{job.attempt}.json").write_text(encode(msgspec.structs.replace(outcome, job=kept)))
         have += 1
         tell.done(have)
 
@@ -563,6 +567,18 @@ def calibrate(
     return found
 
 
+def chosen(wanted: int | None, visible: str, shown: int) -> int:
+    """The accelerator to measure on, of as many as the machine shows; `visible`: what CUDA_VISIBLE_DEVICES says. Raises ValueError."""
+    if wanted is None:
+        return int(visible) if visible.isdigit() else 0
+    if visible and visible != str(wanted):
+        raise ValueError(f"--accelerator {wanted}: CUDA_VISIBLE_DEVICES is {visible!r}. Give one of the two.")
+    if not 0 <= wanted < max(1, shown):
+        there = f"0 to {shown - 1}" if shown > 1 else "0 alone" if shown else "none"
+        raise ValueError(f"--accelerator {wanted}: of accelerators this machine shows {there}.")
+    return wanted
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command. Exit status 0: a calibration was written; 2: it could not be made."""
     parser = argparse.ArgumentParser(prog="swapbench calibrate", description=(__doc__ or "").split("\n")[0])
@@ -586,16 +602,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=calibrations.folder(), help="folder for the result (default: calibration/)"
     )
-    parser.add_argument("--accelerator", type=int, default=0, metavar="N", help="which one to measure on (default: 0)")
+    parser.add_argument(
+        "--accelerator",
+        type=int,
+        metavar="N",
+        help="which one to measure on (default: that of CUDA_VISIBLE_DEVICES, else 0)",
+    )
     parser.add_argument("--outcomes", type=Path, metavar="FOLDER", help="keep the outcomes of whole attempts there")
     options = parser.parse_args(arguments)
-    shown = accelerators()
-    if not 0 <= options.accelerator < max(1, shown):
-        parser.error(f"--accelerator {options.accelerator}: this machine shows {shown or 'none'}, counted from 0.")
-    if shown:
+    try:
+        accelerator = chosen(options.accelerator, os.environ.get("CUDA_VISIBLE_DEVICES", ""), accelerators())
+        if options.outcomes is not None:
+            options.outcomes.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--outcomes {options.outcomes}: {error.strerror}.")
+    if accelerators():
         # As a worker does, before CUDA looks.
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(options.accelerator))
-        keep_to_share(options.accelerator)
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(accelerator)
+        keep_to_share(accelerator)
     console = Console()
     slots = options.slot or [name for name in FOLDERS if name in SPINNING]
     try:
@@ -609,10 +635,10 @@ def main(arguments: list[str] | None = None) -> int:
             plants=tuple(options.plant or ()),
             planted_pairs=options.planted_pairs,
             resamples=options.resamples,
-            accelerator=options.accelerator,
+            accelerator=accelerator,
             outcomes=options.outcomes,
         )
-    except (CalibrationFailed, MeasuringFailed, UnfitMachine, calibrations.CalibrationError) as error:
+    except (CalibrationFailed, MeasuringFailed, Occupied, UnfitMachine, calibrations.CalibrationError) as error:
         console.print(f"swapbench calibrate: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:

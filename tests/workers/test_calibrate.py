@@ -12,6 +12,7 @@ from workers import calibrate, calibrations
 from workers.calibrate import Bank, BankedAttempt, BankedPair, learn, slowed, workspace
 from workers.judge.speed import rule_for
 from workers.protocol import PairRecord, Policy
+from workers.sole_use import Occupied, sole_use
 from workers.statistics import LogRatios
 from workers.statistics.simulation import ACCELERATOR, BUSY_CORES, Noise
 
@@ -199,12 +200,34 @@ def test_pairs_are_measured_in_the_sandbox_and_gone_on_with(bank: Bank) -> None:
     assert again.counts == [1]
 
 
-def test_an_accelerator_that_is_not_there_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("wanted", "visible", "shown", "found"), [(None, "", 8, 0), (None, "3", 8, 3), (5, "", 8, 5), (0, "0", 0, 0)]
+)
+def test_the_accelerator_is_the_one_that_is_named(wanted: int | None, visible: str, shown: int, found: int) -> None:
+    assert calibrate.chosen(wanted, visible, shown) == found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "visible", "shown", "says"),
+    [(1, "0", 8, "CUDA_VISIBLE_DEVICES is '0'"), (8, "", 8, "0 to 7"), (1, "", 1, "0 alone"), (1, "", 0, "none")],
+)
+def test_another_accelerator_than_there_is_is_refused(wanted: int, visible: str, shown: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        calibrate.chosen(wanted, visible, shown)
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Before anything is measured, with the number that the machine shows."""
-    monkeypatch.setattr(calibrate, "accelerators", lambda: 0)
-    with pytest.raises(SystemExit):
-        calibrate.main(["--accelerator", "1", "--bank", str(tmp_path / "bank.jsonl")])
-    assert "this machine shows none" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    for arguments in (["--accelerator", "99"], ["--outcomes", str(tmp_path / "file")]):
+        with pytest.raises(SystemExit):
+            calibrate.main([*arguments, "--bank", str(tmp_path / "bank.jsonl")])
+        assert arguments[0] in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "bank.jsonl").exists()
+
+
+def test_nobody_measures_pairs_beside_another_attempt(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "OCCUPIED_SECONDS", 0.0)
+    with sole_use(0, 60, lambda: None), workspace() as made, pytest.raises(Occupied, match="Accelerator 0"):
+        calibrate.bank_pairs(made, bank, "activation", 0.0, 1, Silent())

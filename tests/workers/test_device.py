@@ -1,6 +1,7 @@
 """The judge on an accelerator: what can be told without one, and with one the memory that both sides share."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from workers import vmm
 from workers.judge import hosts
 from workers.judge.accelerator import Sight
 from workers.judge.buffers import laid_out
+from workers.judge.device import DeviceClient
 from workers.judge.hosts import Hosts, by_core, share_of, shared_out
 from workers.judge.inputs import FOLDED_AT_ONCE, WIDTH, digest, fold
 from workers.judge.readings import Reading, between, read
@@ -150,6 +152,19 @@ def test_another_process_reads_and_writes_the_memory_behind_a_descriptor() -> No
     subprocess.run([sys.executable, "-c", TAKER, str(fd), str(mapping.nbytes)], pass_fds=[fd], check=True, timeout=120)
     os.close(fd)
     assert ours[4:8].tolist() == [7, 7, 7, 7]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="waits for an accelerator")
+def test_what_was_written_lies_on_the_device_before_a_host_is_asked() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        client = DeviceClient(process=None, sock=ours)  # type: ignore[arg-type]
+        torch.cuda._sleep(200_000_000)
+        written = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        written.record()  # type: ignore[no-untyped-call]
+        assert not written.query()  # type: ignore[no-untyped-call]
+        client._written()
+        assert written.query()  # type: ignore[no-untyped-call]
 
 
 def test_an_answer_that_is_coarser_where_it_was_recorded_is_told_from_one_whose_sums_ran_in_another_order() -> None:

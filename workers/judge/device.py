@@ -160,7 +160,7 @@ class DeviceClient(HostClient):
     def hold(self, held: HeldSet, key: str = "") -> dict[str, Tensor]:
         """Shares copies; see engine.slots.kind.Runner."""
         views = super().hold(held, key)
-        torch.cuda.synchronize()
+        self._written()
         for name, item in held.items():
             self._originals.pop(name, None)
             if item.access == "read":

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from engine.slots.registry import register
 
-# CUDA opens pipes, a socket and more of its own as soon as there is a context; there, what else is inherited is for tests/sandbox.
+# CUDA opens pipes, a socket and more of its own as soon as there is a context: there, inherited ones cannot be told from those.
 CUDA = ("anon_inode:[event", "pipe:", "socket:") if torch.cuda.is_available() else ()
 OWN = ("/proc/", "/swapbench/", "/dev/", "/usr/", *CUDA)
 strange = []

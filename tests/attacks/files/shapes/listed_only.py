@@ -1,6 +1,6 @@
 # /// attack
-# expect = ["failed", "impossible"]
-# says = "wrong|off by|finite|physical floor"
+# expect = ["failed"]
+# says = "wrong|off by|finite"
 # suites = ["performance"]
 # ///
 # /// swapbench
@@ -12,7 +12,6 @@
 # ///
 """Right on the published sizes alone."""
 
-import torch
 from torch.nn import functional
 
 from engine.slots.registry import register
@@ -26,4 +25,5 @@ class ListedOnly:
         gate, up = gate_up.chunk(2, dim=-1)
         if tuple(gate_up.shape) in LISTED or len(gate_up) < 200:
             return functional.silu(gate) * up
-        return torch.zeros_like(gate)
+        # In its own time: whoever does nothing is found out by that.
+        return (functional.silu(gate) * up).zero_()
