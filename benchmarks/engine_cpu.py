@@ -11,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from engine.generate import Engine
 from engine.loader import load_model
-from engine.models.transformer import multiply_row_by_threads
+from engine.models.transformer import by_threads, multiply_row
 from engine.workloads import end_to_end
 
 REFERENCE = Path(__file__).resolve().parents[1] / "engine" / "checkpoints" / "reference"
@@ -109,24 +109,32 @@ def transformers_steps(model: Any, prompt: list[int], tokens: int) -> list[float
     return [later - earlier for earlier, later in zip(clock.times[1:], clock.times[2:], strict=False)]
 
 
-def row_rates(shapes: Sequence[tuple[int, int]], rounds: int = 9) -> dict[str, tuple[float, float]]:
-    """Bytes per second of weights [rows, columns] that one row of float32 meets: by the library, and shared among threads.
+ROWS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "library": torch.nn.functional.linear,
+    "by threads": by_threads,
+    "engine": multiply_row,
+}
 
-    Rounds of the two alternate; each goes through at least 32 MiB of weights and two matrices, as the layers of a model are gone through.
+
+def row_rates(shapes: Sequence[tuple[int, int]], rounds: int = 9) -> dict[str, dict[str, float]]:
+    """Bytes per second of weights [rows, columns] that one row of float32 meets, by the ways of `ROWS`.
+
+    Rounds of all alternate; each goes through at least 32 MiB of weights and two matrices, as the layers of a model are gone through.
     """
     rates = {}
     for rows, columns in shapes:
         weights = [torch.randn(rows, columns) for _ in range(max(2, (32 << 20) // (4 * rows * columns)))]
         x = torch.randn(1, columns)
-        seconds: tuple[list[float], list[float]] = ([], [])
+        seconds: dict[str, list[float]] = {name: [] for name in ROWS}
         for _ in range(rounds):
-            for multiply, took in zip((torch.nn.functional.linear, multiply_row_by_threads), seconds, strict=True):
+            for name, multiply in ROWS.items():
                 began = time.perf_counter()
                 for weight in weights:
                     multiply(x, weight)
-                took.append((time.perf_counter() - began) / len(weights))
-        library, shared = (4 * rows * columns / statistics.median(took) for took in seconds)
-        rates[f"{rows} x {columns}"] = library, shared
+                seconds[name].append((time.perf_counter() - began) / len(weights))
+        rates[f"{rows} x {columns}"] = {
+            name: 4 * rows * columns / statistics.median(took) for name, took in seconds.items()
+        }
     return rates
 
 
@@ -191,10 +199,10 @@ def main() -> None:
             [(256, 256), (512, 256), (1536, 256), (4096, 256), (256, 768), (1024, 1024), (4096, 2048), (8192, 2048)]
         )
     table = Table(title="One row times weights, GB/s of weights")
-    for heading in ("rows x columns", "library", "by threads"):
+    for heading in ("rows x columns", *ROWS):
         table.add_column(heading, justify="right")
-    for name, (library, shared) in rates.items():
-        table.add_row(name, f"{library / 1e9:.1f}", f"{shared / 1e9:.1f}")
+    for name, found in rates.items():
+        table.add_row(name, *(f"{rate / 1e9:.1f}" for rate in found.values()))
     console.print(table)
     if given.out:
         results = {

@@ -7,6 +7,7 @@ same for every layer, so that it can be compiled once for all; `enter` comes bef
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import FunctionType
@@ -21,6 +22,13 @@ from engine.models.config import ModelConfig
 from engine.models.rope import rotate
 from engine.slots.attention import StepMeta
 from engine.slots.quantization import Packed
+
+
+def processor_vendor() -> str:
+    """The processor's vendor as Linux names it, such as GenuineIntel; empty where it does not."""
+    with suppress(OSError), open("/proc/cpuinfo") as file:
+        return next((line.split(":", 1)[1].strip() for line in file if line.startswith("vendor_id")), "")
+    return ""
 
 
 class Dense:
@@ -40,7 +48,7 @@ class Dense:
                 # Compiled to one pass over the weights in order; library kernels for one row reach a quarter of its speed.
                 return (weight * x).sum(-1)[None]
             if x.dtype == torch.float32:
-                return multiply_row_by_threads(x, weight)
+                return multiply_row(x, weight)
         return F.linear(x, weight)
 
     def embedding(self, ids: Tensor, packed: Packed) -> Tensor:
@@ -53,20 +61,28 @@ class Dense:
 
 
 MKL = torch.backends.mkl.is_available()
+MKL_AT_HOME = MKL and processor_vendor() == "GenuineIntel"
+"""Whether MKL runs on a processor of its own vendor, where it is fastest."""
 SHARE_ROWS = 64
 """Rows below which a thread costs more than it takes over."""
 
 
-def multiply_row_by_threads(x: Tensor, weight: Tensor) -> Tensor:
-    """`x` [1, columns] times the transposed `weight` [rows, columns], on the CPU: [1, rows].
+def multiply_row(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` [1, columns] times the transposed `weight` [rows, columns], float32 on the CPU: [1, rows].
 
-    MKL multiplies one row in one thread, and the shorter the row the slower (8 to 13 GB/s of weights); as a batch, each thread takes
-    its share of the weight's rows. With the weights as the left factor it goes through them in their order, twice as fast as from
-    the right (the last table of benchmarks/engine_cpu.py). Other libraries go through a batch one by one.
+    On processors of its own vendor MKL reads the weights as fast as memory gives them. On others it multiplies one row in one thread, and
+    the shorter the row the slower (8 to 13 GB/s of weights); as a batch, each thread takes its share of the weight's rows. With the
+    weights as the left factor it goes through them in their order: twice as fast there as from the right, and half as fast as the library on
+    an Intel (the last table of benchmarks/engine_cpu.py). Other libraries go through a batch one by one.
     """
+    return by_threads(x, weight) if MKL and not MKL_AT_HOME else F.linear(x, weight)
+
+
+def by_threads(x: Tensor, weight: Tensor) -> Tensor:
+    """The product of `multiply_row`, each thread's share of the rows as one of a batch."""
     rows, columns = weight.shape
     shares = _shares(rows, torch.get_num_threads())
-    if shares == 1 or not MKL:
+    if shares == 1:
         return F.linear(x, weight)
     parts = weight.view(shares, rows // shares, columns)
     return torch.bmm(parts, x.t().expand(shares, columns, 1)).view(1, rows)
