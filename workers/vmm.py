@@ -120,7 +120,9 @@ class Mapping:
 
     def bytes(self) -> Tensor:
         """uint8[nbytes] over the memory; the tensor and its views keep the mapping alive."""
-        whole = torch.as_tensor(self, device="cuda")
+        # Taken in inference mode, it is written to outside of it, too, and may need autograd.
+        with torch.inference_mode(False):
+            whole = torch.as_tensor(self, device="cuda")
         if whole.data_ptr() != self._address.value:
             raise DeviceMemoryError("torch copied the shared memory instead of using it in place.")
         return whole

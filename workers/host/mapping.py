@@ -63,9 +63,7 @@ class Mappings:
                 raise WireError(f"{len(buffers)} buffers came with {len(fds)} descriptors.")
             for buffer, fd in zip(buffers, fds, strict=True):
                 if buffer.device == "cuda":
-                    # A weight may be packed with autograd's help, which refuses tensors made in inference mode.
-                    with torch.inference_mode(False):
-                        self._on_device[buffer.id] = {torch.uint8: vmm.take(fd, buffer.nbytes).bytes()}
+                    self._on_device[buffer.id] = {torch.uint8: vmm.take(fd, buffer.nbytes).bytes()}
                     continue
                 self._maps[buffer.id] = mapped(fd, max(buffer.nbytes, 1), buffer.writable)
         finally:

@@ -52,7 +52,9 @@ class SharedBuffer:
         elements = spec.nbytes // spec.torch_dtype.itemsize
         if elements == 0:
             return torch.empty(spec.shape, dtype=spec.torch_dtype)
-        flat = torch.frombuffer(self.map, dtype=spec.torch_dtype, count=elements, offset=offset)
+        # Made while a model runs in inference mode, it is written to outside of it, too.
+        with torch.inference_mode(False):
+            flat = torch.frombuffer(self.map, dtype=spec.torch_dtype, count=elements, offset=offset)
         return flat.view(spec.shape)
 
     def close(self) -> None:
@@ -95,14 +97,12 @@ class Pack:
     def __init__(self, specs: Mapping[str, TensorSpec], writable: bool) -> None:
         self.specs = dict(specs)
         offsets, size = laid_out(self.specs, self.alignment)
-        # Made while a model runs in inference mode, it is written to outside of it, too.
-        with torch.inference_mode(False):
-            self.buffer: Lendable = self.buffer_type(size, writable)
-            self.views = {name: self.buffer.tensor(offsets[name], spec) for name, spec in self.specs.items()}
+        self.buffer: Lendable = self.buffer_type(size, writable)
         self.regions = [
             Region(name, self.buffer.number, offsets[name], spec.shape, spec.dtype)  # type: ignore[arg-type]
             for name, spec in self.specs.items()
         ]
+        self.views = {name: self.buffer.tensor(offsets[name], spec) for name, spec in self.specs.items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], writable: bool = False) -> "Pack":

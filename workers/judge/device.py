@@ -46,9 +46,7 @@ class DeviceBuffer:
         except vmm.DeviceMemoryError as error:
             raise SandboxError(f"The accelerator has no {nbytes:,} bytes left to lend to a host: {error}") from None
         self.nbytes = mapping.nbytes
-        # Made while a model runs in inference mode, it is written to outside of it, too.
-        with torch.inference_mode(False):
-            self.bytes = mapping.bytes()
+        self.bytes = mapping.bytes()
         """uint8[nbytes]"""
 
     def describe(self) -> wire.Buffer:
