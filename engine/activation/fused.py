@@ -33,7 +33,8 @@ class FusedSwiGLU:
         """gate_up [T, 2F] -> [T, F]."""
         if gate_up.is_cuda:
             return cuda_swiglu(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
+        width = gate_up.shape[-1] // 2
+        gate, up = gate_up.split_with_sizes((width, width), dim=-1)
         return functional.silu(gate).mul_(up)
 
 

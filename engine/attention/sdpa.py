@@ -38,6 +38,8 @@ class Sdpa(StandardKV):
         self.starts: list[int] = []
         self.alike: list[list[int]] = []
         self.rows: list[Tensor] = []
+        self.alone: slice | None = None
+        self.grouped = shape.q_heads != shape.kv_heads
 
     def plan(self, meta: StepMeta) -> None:
         """Reads the lengths and the pages back to the host, once for all layers."""
@@ -50,6 +52,9 @@ class Sdpa(StandardKV):
             # Pages in a row, which a fresh cache hands out, are read where they lie; others are gathered.
             in_a_row = pages[:used] == list(range(first, first + used))
             self.places.append(slice(first * size, first * size + total) if in_a_row else meta.block_table[row, :used])
+        # Nothing hides from one token: where it came alone, on a CPU, fewer operations are made of it.
+        one = len(self.total) == meta.max_q == 1 and not meta.kv_len.is_cuda and self.shape.window is None
+        self.alone = self.places[0] if one and isinstance(self.places[0], slice) else None
         if meta.kv_len.is_cuda:
             self.starts = list(accumulate(self.new, initial=0))
             groups = alike({row: total for row, total in enumerate(self.total) if self.new[row] == 1})
@@ -59,8 +64,11 @@ class Sdpa(StandardKV):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
         """Returns [T, q_heads, head_dim]."""
+        if self.alone is not None:
+            return self.last(q, kv, self.alone)
         with among(PLANLESS, q):
-            return torch.cat(self.each(q, k, v, kv, meta))
+            outputs = self.each(q, k, v, kv, meta)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def each(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
         """[new, q_heads, head_dim] for each sequence."""
@@ -75,29 +83,45 @@ class Sdpa(StandardKV):
             if q.is_cuda and new == total:
                 # What is in the cache is what just came.
                 came = slice(self.starts[row], self.starts[row] + new)
-                keys, values = (part[came].transpose(0, 1)[None] for part in (k, v))
+                keys, values = (part[came].transpose(0, 1) for part in (k, v))
             else:
                 kept = (
                     in_a_row[:, place]
                     if isinstance(place, slice)
                     else kv.index_select(1, place).flatten(1, 2)[:, :total]
                 )
-                keys, values = kept.transpose(1, 2).unsqueeze(1).to(q.dtype)
+                keys, values = kept.transpose(1, 2).to(q.dtype).unbind()
             mask = None if new == 1 or new == total else self.mask(new, total, q.device)
             if self.shape.window is not None and total > self.shape.window:
                 mask = self.mask(new, total, q.device)
             with nullcontext() if mask is None and not plan_pays(new) else among(PLANNED, q):
                 attended = scaled_dot_product_attention(
-                    queries.transpose(0, 1)[None],
-                    keys,
-                    values,
+                    queries.transpose(0, 1).unsqueeze(0),
+                    keys.unsqueeze(0),
+                    values.unsqueeze(0),
                     attn_mask=mask,
                     is_causal=mask is None and new > 1,
                     scale=self.shape.scale,
-                    enable_gqa=self.shape.q_heads != self.shape.kv_heads,
+                    enable_gqa=self.grouped,
                 )
-            outputs.append(attended[0].transpose(0, 1))
+            outputs.append(attended.squeeze(0).transpose(0, 1))
         return outputs
+
+    def last(self, q: Tensor, kv: Tensor, place: slice) -> Tensor:
+        """[1, q_heads, head_dim] for one token, the last of the only sequence, whose pages lie in a row."""
+        parts, _, slot, head, one = kv.stride()
+        tokens = place.stop - place.start
+        # [2, 1, kv_heads, tokens, head_dim], in one operation instead of four.
+        kept = kv.as_strided(
+            (2, 1, kv.shape[3], tokens, kv.shape[4]),
+            (parts, parts, head, slot, one),
+            kv.storage_offset() + place.start * slot,
+        )
+        keys, values = kept.to(q.dtype).unbind()
+        attended = scaled_dot_product_attention(
+            q.transpose(0, 1).unsqueeze(0), keys, values, scale=self.shape.scale, enable_gqa=self.grouped
+        )
+        return attended.view(q.shape)
 
     def at_once(self, q: Tensor, kv: Tensor, meta: StepMeta) -> dict[int, Tensor]:
         """[1, q_heads, head_dim] for each sequence among `self.alike`, by its row.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -113,9 +114,31 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     """Rotates `x` [tokens, heads, head_dim] by `cos_sin` [tokens, head_dim] (a row of `Rope.table` per token).
 
     Dimension i is paired with i + head_dim / 2, as in Hugging Face checkpoints. Returns x's shape and dtype; the
-    products are float32.
+    products are float32. One token may be rotated by the matrix of `as_matrix` as well.
     """
+    if len(x) == 1 and len(cos_sin) > 1:
+        return torch.mm(x[0], cos_sin)[None]
     cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
     first, second = x.chunk(2, dim=-1)
     low, high = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
     return torch.cat((low, high), dim=-1).to(x.dtype)
+
+
+def as_matrix(cos_sin: Tensor) -> Tensor:
+    """The row of `Rope.table` of one token, [1, head_dim], as the matrix [head_dim, head_dim] that rotates heads from the right.
+
+    On the CPU one product takes a third of the time of six operations on parts of so few numbers.
+    """
+    half = cos_sin.shape[1] // 2
+    both = cos_sin.view(2, half)
+    cos, sin = torch.cat((both, both), 1).unbind()
+    keeping, turning = _halves(half, cos_sin.device)
+    return torch.addcmul(keeping * cos, turning, sin)
+
+
+@lru_cache(maxsize=8)
+def _halves(half: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the cosines and the sines of a head's 2 * `half` dimensions are multiplied by."""
+    one = torch.eye(half, device=device)
+    none = torch.zeros_like(one)
+    return torch.eye(2 * half, device=device), torch.cat((torch.cat((none, one), 1), torch.cat((-one, none), 1)))

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.models import kernels
+from engine.models.ahead import Ahead
 from engine.models.config import ModelConfig
-from engine.models.rope import rotate
+from engine.models.rope import as_matrix, rotate
 from engine.slots.attention import StepMeta
 from engine.slots.quantization import Packed
 
@@ -190,8 +191,9 @@ def _attention_inputs(
     whole = qkv.view(-1, heads.q + 2 * heads.kv, heads.dim)
     if layer.q_norm is None and len(whole) == 1:
         # Rotated together in half as many operations: of one token, a range of heads is contiguous.
-        q, k = rotate(whole[:, : heads.q + heads.kv], cos_sin).split((heads.q, heads.kv), dim=1)
-        return q, k, whole[:, heads.q + heads.kv :], residual
+        both, v = whole.split_with_sizes((heads.q + heads.kv, heads.kv), dim=1)
+        q, k = rotate(both, cos_sin).split_with_sizes((heads.q, heads.kv), dim=1)
+        return q, k, v, residual
     q, k, v = whole.split((heads.q, heads.kv, heads.kv), dim=1)
     if layer.q_norm is not None and layer.k_norm is not None:
         q = parts.normalization.forward(q.reshape(-1, heads.dim), None, layer.q_norm)[0].view(-1, heads.q, heads.dim)
@@ -293,6 +295,9 @@ class Beside(NamedTuple):
     score: Callable[..., Tensor] = score
 
 
+EAGER = Beside()
+
+
 class Forward:
     """A model joined with the slots that it is to be run with; callable on one packed step.
 
@@ -306,7 +311,7 @@ class Forward:
         self.planned = list({id(each): each for each in attention}.values())
         self.heads = Heads(config.q_heads, config.kv_heads, config.head_dim)
         self.table = config.rope.table(config.head_dim, positions, model.device)
-        self.fixed = self.free = Beside()
+        self.fixed = self.free = EAGER
 
     def compile(self) -> None:
         """Compiles the functions beside attention when they are first called, once for all layers.
@@ -316,6 +321,8 @@ class Forward:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         options: dict[str, Any] = {"coordinate_descent_tuning": True} if self.model.device.type == "cuda" else {}
         self.fixed = Beside(*(torch.compile(_twin(f), dynamic=False, options=options) for f in Beside()))
+        if self.model.device.type == "cpu":
+            self.fixed = Beside(*map(Ahead, Beside(), self.fixed))
         self.free = Beside(*(torch.compile(_twin(f), options=options) for f in Beside()))
 
     def __call__(self, ids: Tensor, meta: StepMeta, kv: Sequence[Tensor], fixed: bool = False) -> Tensor:
@@ -325,7 +332,9 @@ class Forward:
         """
         parts, heads, layers = self.parts, self.heads, self.model.layers
         beside = self.fixed if fixed else self.free
-        cos_sin = self.table[meta.positions]
+        cos_sin = self.table.index_select(0, meta.positions)
+        if beside is EAGER and len(ids) == 1 and self.table.device.type == "cpu" and self.model.dtype == torch.float32:
+            cos_sin = as_matrix(cos_sin)
         q, k, v, residual = beside.enter(layers[0], parts, heads, self.model.embed.embed(ids), cos_sin)
         for index, (attention, cache) in enumerate(zip(self.attention, kv, strict=True)):
             attention.write(k, v, cache, meta)

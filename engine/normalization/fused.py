@@ -37,12 +37,8 @@ class FusedRMSNorm:
         if x.is_cuda:
             return cuda_norm(x, residual, weight, self.eps)
         hidden = x if residual is None else x + residual
-        if x.dtype == torch.float32:
-            # In float32 nothing has to be widened first.
-            square = torch.linalg.vecdot(hidden, hidden)
-        else:
-            square = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).square_()
-        factor = torch.add(self._eps, square, alpha=1 / x.shape[-1]).rsqrt_()[:, None]
+        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+        factor = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
         y = (hidden * factor).mul_(weight)
         return y.to(x.dtype), hidden
 

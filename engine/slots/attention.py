@@ -117,6 +117,9 @@ class StandardKV:
     def write(self, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> None:
         """Scatters the new tokens into their slots."""
         slots = kv.view(2, -1, *kv.shape[3:])
+        if len(k) == 1 and not k.is_cuda:
+            slots.index_copy_(1, meta.slot_map, torch.stack((k, v)).to(kv.dtype))
+            return
         slots[0].index_copy_(0, meta.slot_map, k.to(kv.dtype))
         slots[1].index_copy_(0, meta.slot_map, v.to(kv.dtype))
 

@@ -8,6 +8,11 @@ from torch import Tensor
 
 from engine.slots.kind import Finding
 
+BEYOND = 6.0
+"""Standard deviations by which an output must be nearer to what it was before."""
+EXACT = 1e-6
+"""The relative error of what is computed in float32."""
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -146,15 +151,23 @@ def diagnosis(values: Tensor, expected: Tensor) -> str:
     return ""
 
 
-def stale(name: str, got: Tensor, expected: Tensor, before: Tensor, direction: Tensor, what: str) -> Finding | None:
-    """None where an output is nearer to `expected` than to `before`, what it was before the call's rewrites; else what is wrong with it.
+def stale(name: str, got: Tensor, expected: Tensor, before: Tensor, scale: Tensor, what: str) -> Finding | None:
+    """What is wrong where an output is what it was `before` the call's rewrites; None where it is not, or where its errors are too large to tell.
 
-    `direction`: expected - before, or that with other weights for its elements, so that none with much noise outweighs the others.
+    scale: what the errors of an element are in proportion to, in a shape that broadcasts. The test is that of two simple hypotheses
+    (Neyman and Pearson 1933): errors around `expected`, or around `before`, each a normal deviate times `scale` times the smaller of the
+    two relative errors that were seen. Their log-likelihood ratio has a mean of half the square of its deviation either way: an honest
+    output falls `BEYOND` deviations below zero in fewer than one of 10^9 calls, whether or not the rewrites are large enough to be seen.
     """
-    middle = (expected + before) / 2
-    if float((direction * (got.float() - middle)).sum()) >= 0:
+    values = got.float()
+    change = expected - before
+    weighted = change / scale.square().clamp_(min=1e-30)
+    deviation = math.sqrt(float((weighted * change).sum()))
+    smaller = min(float(torch.linalg.vector_norm(values - each)) for each in (expected, before))
+    relative = max(smaller / max(float(torch.linalg.vector_norm(expected)), 1e-30), EXACT)
+    if not float((weighted * (values - (expected + before) / 2)).sum()) < -BEYOND * relative * deviation:
         return None
-    at = unravel(int((direction * (expected - got.float())).flatten().argmax()), expected.shape)
+    at = unravel(int((weighted * (expected - values)).flatten().argmax()), expected.shape)
     return Finding(
         f"{name} is what it was before: at {list(at)} it is {float(got[at]):.6g}, expected {float(expected[at]):.6g}. In each call {what} is "
         "another; nothing that was derived from it in one call may serve the next.",

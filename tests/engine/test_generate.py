@@ -478,7 +478,11 @@ def test_mixed_quantization_is_data() -> None:
 
 @pytest.mark.slow  # compiles C++ for half a minute
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch about torch
-def test_compiled_functions_compute_the_same_and_are_compiled_once_for_all_layers() -> None:
+@pytest.mark.timeout(300)
+def test_compiled_functions_compute_the_same_and_are_compiled_once_for_all_layers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     compiled = Engine(small_model(layers=4), compile=True, kv_tokens=512)
     plain = Engine(small_model(layers=4), kv_tokens=512)
@@ -492,6 +496,17 @@ def test_compiled_functions_compute_the_same_and_are_compiled_once_for_all_layer
         ):
             assert torch.allclose(ours, theirs, atol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8, "four functions, for two numbers of tokens"
+    ahead = compiled.forward.fixed
+    assert [len(each._compiled) for each in ahead] == [1, 1, 1, 1], "one function each, whatever the layer"
+    assert all(run is not None for each in ahead for run in each._compiled.values()), (
+        "each could be compiled ahead of time"
+    )
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "ahead").iterdir()}
+    again = Engine(small_model(layers=4), compile=True, kv_tokens=512)
+    assert again.generate([text(20)], max_tokens=4)[0].tokens == plain.generate([text(20)], max_tokens=4)[0].tokens
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ahead").iterdir()} == made, (
+        "found, not compiled again"
+    )
     torch._dynamo.utils.counters.clear()
     assert compiled.generate([text(20)], max_tokens=8)[0].tokens == plain.generate([text(20)], max_tokens=8)[0].tokens
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from engine.slots import registry
+from engine.slots.compare import stale
 from engine.slots.inprocess import judge_case
 from engine.slots.kind import CallFailed, Case, bits, kind_named, rewritten
 from engine.slots.kinds.quantization import PARTS, line_of
@@ -225,3 +226,36 @@ def test_rewriting_is_undone(dtype: torch.dtype) -> None:
     with pytest.raises(ZeroDivisionError):
         within()
     assert torch.equal(bits(held["w"]), bits(before))
+
+
+def test_an_honest_output_is_not_called_stale_for_errors_larger_than_the_change() -> None:
+    """A few heads that attend to few tokens: their rounding in bfloat16 is larger than what one token of many thousands changes."""
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    nearer_to_before, told = 0, []
+    for _ in range(200):
+        magnitude = torch.full((8, 32, 1), 0.01)
+        magnitude[0, :4] = 1.0
+        before = normal(8, 32, 128) * magnitude
+        change = torch.zeros_like(before)
+        change[:, :4, :16] = 4e-5 * normal(8, 4, 16)
+        change[0, :4, :16] = 2e-4 * normal(4, 16)
+        expected = before + change
+        scale = expected.square().mean(-1, keepdim=True).sqrt()
+        honest, kept = expected.bfloat16(), before.bfloat16()
+        nearer_to_before += float((change * (honest.float() - before - change / 2)).sum()) < 0
+        assert stale("out", honest, expected, before, scale, "a token") is None
+        told.append(stale("out", kept, expected, before, scale, "a token") is not None)
+    assert nearer_to_before > 5, "which the plain distances would have called stale"
+    assert sum(told) > 190, "and what is stale is told by the heads that can tell"
+
+
+def test_nothing_is_called_stale_where_nothing_was_changed_or_nothing_can_be_told() -> None:
+    y = torch.ones(4, 8)
+    for got in (y, 2 * y, torch.zeros_like(y), torch.full_like(y, float("nan"))):
+        assert stale("y", got, y, y, y, "a row") is None
+    zero = torch.zeros_like(y)
+    assert stale("y", zero, zero, zero, zero, "a row") is None

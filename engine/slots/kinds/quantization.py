@@ -260,20 +260,19 @@ class QuantizationKind(SlotKind):
         before = self.product(held["dequant"].tensor, call, torch.float32)
         if not call.parts:
             return {"y": before}
-        y, direction = before.clone(), torch.zeros_like(before)
+        y, scale = before.clone(), torch.ones_like(before)
         count = int(case["weights"])
         total = count * int(case["rounds"])
         inputs = call.inputs["x"].chunk(total)
-        outputs, earlier, directions = y.chunk(total), before.chunk(total), direction.chunk(total)
+        outputs, scales = y.chunk(total), scale.chunk(total)
         for number, chosen in call.parts.items():
             rows, weight = held[f"{number}:rows"].tensor[chosen], held[f"{number}:dequant"].tensor[chosen]
-            # Rounding errors are as large as the row: a few large ones must not drown the others.
-            size = weight.square().sum(1).clamp(min=1e-30)
+            # Rounding errors are as large as the token and the row: a few large ones must not drown the others.
+            size = weight.square().mean(1).sqrt_()
             for place in range(number, total, count):
-                changed = linear(inputs[place], weight, torch.float32)
-                directions[place][:, rows] = (changed - earlier[place][:, rows]) / size
-                outputs[place][:, rows] = changed
-        return {"y": y, "before": before, "direction": direction}
+                outputs[place][:, rows] = linear(inputs[place], weight, torch.float32)
+                scales[place][:, rows] = torch.linalg.vector_norm(inputs[place].float(), dim=-1, keepdim=True) * size
+        return {"y": y, "before": before, "scale": scale}
 
     def plain(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The same with everything in the case's dtype."""
@@ -311,7 +310,7 @@ class QuantizationKind(SlotKind):
             if not earlier < NEARER * off:
                 return finding
         what = "what is stored of a few rows"
-        return stale("y", got["y"], expected["y"], expected["before"], expected["direction"], what) or finding
+        return stale("y", got["y"], expected["y"], expected["before"], expected["scale"], what) or finding
 
     def properties(self, header: Header, environment: Environment) -> Sequence[Property]:
         """Token independence, scale of activations and weights, zero rows, refusals, determinism."""

@@ -38,6 +38,8 @@ class TidiedSdpa(StandardKV):
         self.begins: list[int] = []
         self.similar: list[list[int]] = []
         self.members: list[Tensor] = []
+        self.only: slice | None = None
+        self.shared = shape.q_heads != shape.kv_heads
 
     def plan(self, meta: StepMeta) -> None:
         """Reads the lengths and the pages back to the host, once for all layers."""
@@ -50,6 +52,9 @@ class TidiedSdpa(StandardKV):
             # Pages in a row, which a fresh cache hands out, are read where they lie; others are gathered.
             adjacent = pages[:needed] == list(range(first, first + needed))
             self.homes.append(slice(first * size, first * size + length) if adjacent else meta.block_table[row, :needed])
+        # Nothing hides from one token: where it came alone, on a CPU, fewer operations are made of it.
+        one = len(self.length) == meta.max_q == 1 and not meta.kv_len.is_cuda and self.shape.window is None
+        self.only = self.homes[0] if one and isinstance(self.homes[0], slice) else None
         if meta.kv_len.is_cuda:
             self.begins = list(accumulate(self.fresh, initial=0))
             sorts = similar({row: length for row, length in enumerate(self.length) if self.fresh[row] == 1})
@@ -59,8 +64,11 @@ class TidiedSdpa(StandardKV):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
         """Returns [T, q_heads, head_dim]."""
+        if self.only is not None:
+            return self.final(q, kv, self.only)
         with among(PLANLESS, q):
-            return torch.cat(self.each(q, k, v, kv, meta))
+            answers = self.each(q, k, v, kv, meta)
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
 
     def each(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> list[Tensor]:
         """[new, q_heads, head_dim] for each sequence."""
@@ -75,29 +83,45 @@ class TidiedSdpa(StandardKV):
             if q.is_cuda and fresh == length:
                 # What is in the cache is what just came.
                 came = slice(self.begins[row], self.begins[row] + fresh)
-                keys, values = (part[came].transpose(0, 1)[None] for part in (k, v))
+                keys, values = (part[came].transpose(0, 1) for part in (k, v))
             else:
                 run = (
                     adjacent[:, home]
                     if isinstance(home, slice)
                     else kv.index_select(1, home).flatten(1, 2)[:, :length]
                 )
-                keys, values = run.transpose(1, 2).unsqueeze(1).to(q.dtype)
+                keys, values = run.transpose(1, 2).to(q.dtype).unbind()
             mask = None if fresh == 1 or fresh == length else self.mask(fresh, length, q.device)
             if self.shape.window is not None and length > self.shape.window:
                 mask = self.mask(fresh, length, q.device)
             with nullcontext() if mask is None and not plan_pays(fresh) else among(PLANNED, q):
                 answer = scaled_dot_product_attention(
-                    asking.transpose(0, 1)[None],
-                    keys,
-                    values,
+                    asking.transpose(0, 1).unsqueeze(0),
+                    keys.unsqueeze(0),
+                    values.unsqueeze(0),
                     attn_mask=mask,
                     is_causal=mask is None and fresh > 1,
                     scale=self.shape.scale,
-                    enable_gqa=self.shape.q_heads != self.shape.kv_heads,
+                    enable_gqa=self.shared,
                 )
-            answers.append(answer[0].transpose(0, 1))
+            answers.append(answer.squeeze(0).transpose(0, 1))
         return answers
+
+    def final(self, q: Tensor, kv: Tensor, home: slice) -> Tensor:
+        """[1, q_heads, head_dim] for one token, the last of the only sequence, whose pages lie in a row."""
+        parts, _, slot, head, one = kv.stride()
+        length = home.stop - home.start
+        # [2, 1, kv_heads, length, head_dim], in one operation instead of four.
+        run = kv.as_strided(
+            (2, 1, kv.shape[3], length, kv.shape[4]),
+            (parts, parts, head, slot, one),
+            kv.storage_offset() + home.start * slot,
+        )
+        keys, values = run.to(q.dtype).unbind()
+        answer = scaled_dot_product_attention(
+            q.transpose(0, 1).unsqueeze(0), keys, values, scale=self.shape.scale, enable_gqa=self.shared
+        )
+        return answer.view(q.shape)
 
     def together(self, q: Tensor, kv: Tensor, meta: StepMeta) -> dict[int, Tensor]:
         """[1, q_heads, head_dim] for each sequence among `self.alike`, by its row.

@@ -1,0 +1,148 @@
+"""Compilation ahead of time, for the CPU: AOTInductor's functions are entered in a tenth of what torch.compile's take.
+
+torch.compile checks its guards and passes several wrappers in Python with each call, 50 to 100 µs for each part of a layer: for one token
+of a small model that is more than the work. Here the caller says what may differ from call to call, and all else is compiled in.
+"""
+
+import dataclasses
+import logging
+import secrets
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+log = logging.getLogger(__name__)
+Run = Callable[[list[Tensor]], list[Tensor]]
+
+
+class Ready(NamedTuple):
+    """What serves calls with certain arguments: a compiled function, and the tensors within the arguments that never differ.
+
+    run: None where it could not be compiled. fixed: the arguments that are no tensors, held so that nothing else gets their identity.
+    """
+
+    run: Run | None
+    fixed: tuple[Any, ...]
+    weights: list[Tensor]
+
+
+class Ahead:
+    """`function` compiled for each shape and structure of its arguments; `otherwise` serves where that fails.
+
+    Arguments are tensors, and objects that stay the same from call to call: layers and matrices, whose weights become arguments of the
+    compiled function, so that layers alike share one; and whatever else, which is compiled in.
+    """
+
+    def __init__(self, function: Callable[..., Any], otherwise: Callable[..., Any]) -> None:
+        self.function, self.otherwise = function, otherwise
+        self._ready: dict[Hashable, Ready] = {}
+        self._compiled: dict[Hashable, Run | None] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        key = tuple([(each.shape, each.dtype) if isinstance(each, Tensor) else id(each) for each in arguments])
+        ready = self._ready.get(key)
+        if ready is None:
+            ready = self._ready[key] = self._prepare(arguments)
+        if ready.run is None:
+            return self.otherwise(*arguments)
+        given = [each.contiguous() for each in arguments if isinstance(each, Tensor)]
+        results = ready.run(given + ready.weights)
+        return results[0] if len(results) == 1 else results
+
+    def _prepare(self, arguments: Sequence[Any]) -> Ready:
+        fixed = tuple(each for each in arguments if not isinstance(each, Tensor))
+        parts = [taken_apart(each) for each in fixed]
+        weights = [tensor for part in parts for tensor in part.tensors]
+        given = [
+            torch.empty_like(each, memory_format=torch.contiguous_format)
+            for each in arguments
+            if isinstance(each, Tensor)
+        ]
+        structure = (
+            tuple(kind_of(each) for each in given),
+            tuple((part.structure, tuple(kind_of(tensor) for tensor in part.tensors)) for part in parts),
+            torch.get_num_threads(),
+        )
+        if structure not in self._compiled:
+            try:
+                self._compiled[structure] = self._compile(arguments, parts, given, weights)
+            except Exception as error:  # what a slot does need not be exportable, and compilers fail in many ways
+                log.warning("%s is not compiled ahead of time: %s", self.function.__name__, error)
+                self._compiled[structure] = None
+        return Ready(self._compiled[structure], fixed, weights)
+
+    def _compile(
+        self, arguments: Sequence[Any], parts: Sequence["Apart"], given: list[Tensor], weights: list[Tensor]
+    ) -> Run:
+        function = self.function
+
+        class Module(torch.nn.Module):
+            """The function with nothing but tensors as its arguments."""
+
+            def forward(self, *tensors: Tensor) -> Any:
+                there, held = iter(tensors[: len(given)]), iter(tensors[len(given) :])
+                put = iter([part.together(held) for part in parts])
+                return function(*(next(there if isinstance(each, Tensor) else put) for each in arguments))
+
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own, about itself
+            samples = (*(torch.zeros_like(each) for each in given), *weights)
+            program = torch.export.export(Module(), samples)
+            run: Run = torch._inductor.aoti_load_package(packaged(program, samples)).loader.boxed_run
+        return run
+
+
+def packaged(program: torch.export.ExportedProgram, samples: Sequence[Tensor]) -> str:
+    """Path of the compiled program, which lies in the inductor's cache if an earlier process has made it."""
+    constants = {name: each.tolist() if isinstance(each, Tensor) else each for name, each in program.constants.items()}
+    machine = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    text = repr((machine, [kind_of(sample) for sample in samples], str(program), constants))
+    path = Path(cache_dir()) / "ahead" / f"{sha256(text.encode()).hexdigest()}.pt2"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = path.with_name(f"{secrets.token_hex(8)}.pt2")
+        torch._inductor.aoti_compile_and_package(program, package_path=str(made))
+        made.replace(path)
+    return str(path)
+
+
+class Apart(NamedTuple):
+    """An object's tensors, its structure without them, and what makes the object again with others in their places, taken in order."""
+
+    structure: Hashable
+    tensors: list[Tensor]
+    together: Callable[[Iterator[Tensor]], Any]
+
+
+def taken_apart(item: Any) -> Apart:
+    """Dataclasses and dicts by what they hold; the names of matrices are no part of the structure, nor is any other text."""
+    if isinstance(item, Tensor):
+        return Apart("tensor", [item], next)
+    if isinstance(item, dict):
+        held, make = item, dict
+    elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+        held = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+
+        def make(values: Any) -> Any:
+            return dataclasses.replace(item, **dict(values))
+    elif isinstance(item, str):
+        return Apart("text", [], lambda _: item)
+    else:
+        return Apart(id(item), [], lambda _: item)
+    parts = {name: taken_apart(each) for name, each in held.items()}
+    return Apart(
+        (type(item), tuple((name, part.structure) for name, part in parts.items())),
+        [tensor for part in parts.values() for tensor in part.tensors],
+        lambda tensors: make([(name, part.together(tensors)) for name, part in parts.items()]),
+    )
+
+
+def kind_of(tensor: Tensor) -> Hashable:
+    """What a compiled function relies on in a tensor."""
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
