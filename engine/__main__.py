@@ -50,7 +50,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME|JSON",
         help='a name, or patterns: {"layers.*.mlp.*": "int8wo", "embed": "int4wo"}',
     )
-    generate.add_argument("--compile", action="store_true", help="torch.compile; takes a while before the first token")
+    generate.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile what lies beside attention; takes a while before the first token",
+    )
     generate.add_argument("--stats", action="store_true", help="print times and counts on standard error")
     return top
 

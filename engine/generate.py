@@ -104,7 +104,7 @@ class Engine:
         sequences (default: on CUDA, what `memory_share` of the free memory holds; on the CPU, `max_len` tokens, at
         least 8,192). block_size: tokens a page. max_batch: sequences at once. step_tokens: tokens a step.
     graphs: CUDA graphs for decode (default: on CUDA, where the attention's header allows them); `ahead`: tokens that they
-        decode between two looks of the host. compile: torch.compile.
+        decode between two looks of the host. compile: torch.compile and, for one token on a CPU, AOTInductor.
     trusted: what `slots` leaves out is the reference (`engine.reference`) instead, so that no slot file is run.
     Raises EngineError, SlotRefused, SlotError, LoadError or ConfigError before anything is computed.
     """

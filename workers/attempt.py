@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from workers.judge.inputs import INPUTS_ARTIFACT, artifact, drawn
 from workers.judge.speed import SpeedResult, judge_speed
 from workers.judge.trial import StageTimedOut, Trial, reason_of, status_of, subject
 from workers.protocol import (
+    SUITES,
     ImplementationOutcome,
     Job,
     Outcome,
@@ -183,7 +184,7 @@ class Attempt:
             quality=quality,
             meets=meets,  # type: ignore[arg-type]
             figures=figures,
-            summary=_summary(status, reasons, speed),
+            summary=_summary(status, reasons, speed, self.job.suites),
         )
 
     def _unit(self, trial: Trial) -> SuiteResult:
@@ -245,12 +246,15 @@ class Attempt:
         )
 
 
-def _summary(status: Status, reasons: list[Reason], speed: SpeedResult | None) -> str:
+def _summary(status: Status, reasons: list[Reason], speed: SpeedResult | None, suites: Sequence[str]) -> str:
     if status == "passed" and speed is not None and speed.performance is not None:
         return speed.performance.why
     if reasons:
         return reasons[0].sentence
-    return "All suites passed." if status == "passed" else status.replace("_", " ")
+    if status != "passed":
+        return status.replace("_", " ")
+    left = [suite for suite in SUITES if suite not in suites]
+    return f"Passed; not run: {', '.join(left)}." if left else "All suites passed."
 
 
 def _refused(job: Job, level: str, sentence: str) -> Outcome:

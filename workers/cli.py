@@ -15,14 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from workers import protocol
-from workers.protocol import ImplementationOutcome, Job, Outcome, Policy, Stage, Status, SuiteName
-from workers.workingtree import WorkingTreeError, read_working_tree
+from workers.protocol import SUITES, ImplementationOutcome, Job, Outcome, Policy, Stage, Status
+from workers.workingtree import WorkingTreeError, misplaced, read_working_tree
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PASSED, NOT_PASSED, COULD_NOT_JUDGE = 0, 1, 2
-SUITES: tuple[SuiteName, ...] = ("unit", "integration", "performance")
 OURS: tuple[Status, ...] = ("timed_out_infrastructure", "invalid_environment")
 COLOURS: dict[str, str] = {"passed": "green", "failed": "red", "tampered": "bold red", "impossible": "bold red"}
 
@@ -87,10 +86,15 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         console.print(Text(f"swapbench check: {error}", style="red"))
         return COULD_NOT_JUDGE
     if not tree.files:
-        console.print(
-            f"No slot file differs from {options.base}. Change or add one in a folder of slots, such as engine/activation/, then "
-            "check again; its name has only a-z, 0-9 and _, a letter first, and ends in .py."
-        )
+        where = "in a folder of slots, such as engine/activation/"
+        name = "its name has only a-z, 0-9 and _, a letter first, and ends in .py"
+        if lost := misplaced(Path.cwd(), options.base):
+            sentence = f"{lost[0]} is no slot file where it is: it must lie {where}, and {name}."
+        else:
+            sentence = f"No slot file differs from {options.base}. Change or add one {where}, then check again; {name}."
+            if options.base == "HEAD":
+                sentence += " What is committed already is found with --base, for example --base origin/main."
+        console.print(sentence, markup=False)
         return COULD_NOT_JUDGE
     from workers.attempt import make_attempt
     from workers.judge.machine import machine_class

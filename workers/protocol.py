@@ -46,6 +46,7 @@ Path = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 Line = Annotated[str, msgspec.Meta(max_length=4000)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 SuiteName = Literal["unit", "integration", "performance"]
+SUITES: tuple[SuiteName, ...] = ("unit", "integration", "performance")
 Stage = Literal["checkout", "unit", "integration", "performance", "report"]
 KindName = Literal["attention", "quantization", "normalization", "activation", "adapter"]
 QualityClass = Literal["E", "Q8", "Q4", "S"]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,19 @@ def read_working_tree(folder: Path, base: str, only: list[str] | None = None) ->
     if only and (missing := sorted(set(only) - {file.path for file in files})):
         raise WorkingTreeError(f"{missing[0]} does not differ from {base}, or is no slot file.")
     return WorkingTree(git_dir, base_sha, _commit(top, base_sha, files), tuple(files))
+
+
+def misplaced(folder: Path, base: str) -> list[str]:
+    """Files that differ from `base` and begin as slot files do, but lie or are called otherwise."""
+    top = Path(_git(folder, "rev-parse", "--show-toplevel").strip())
+    changed = _git(top, "diff", "--name-only", "--diff-filter=d", "-z", base, "--", "*.py").split("\0")
+    changed += _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py").split("\0")
+    found = []
+    for path in sorted({path for path in changed if path and kind_of_path(path) is None}):
+        with suppress(OSError), (top / path).open("rb") as file:
+            if file.readline().strip() == b"# /// swapbench":
+                found.append(path)
+    return found
 
 
 def _commit(top: Path, base_sha: str, files: list[SlotFile]) -> str:

@@ -9,6 +9,8 @@ import logging
 import secrets
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
+from copy import copy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,24 +35,26 @@ class Ready(NamedTuple):
 
 
 class Ahead:
-    """`function` compiled for each shape and structure of its arguments; `otherwise` serves where that fails.
+    """`function` compiled for each shape and structure of its arguments; as it is written where that fails.
 
     Arguments are tensors, and objects that stay the same from call to call: layers and matrices, whose weights become arguments of the
-    compiled function, so that layers alike share one; and whatever else, which is compiled in.
+    compiled function, so that layers alike share one; and whatever else, which is compiled in. An object must keep the tensors that it had
+    when it was first met; what is written into those is seen.
     """
 
-    def __init__(self, function: Callable[..., Any], otherwise: Callable[..., Any]) -> None:
-        self.function, self.otherwise = function, otherwise
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
         self._ready: dict[Hashable, Ready] = {}
         self._compiled: dict[Hashable, Run | None] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        key = tuple([(each.shape, each.dtype) if isinstance(each, Tensor) else id(each) for each in arguments])
-        ready = self._ready.get(key)
+        key: list[Any] = [torch.get_num_threads()]
+        key += [(each.shape, each.dtype) if isinstance(each, Tensor) else id(each) for each in arguments]
+        ready = self._ready.get(tuple(key))
         if ready is None:
-            ready = self._ready[key] = self._prepare(arguments)
+            ready = self._ready[tuple(key)] = self._prepare(arguments)
         if ready.run is None:
-            return self.otherwise(*arguments)
+            return self.function(*arguments)
         given = [each.contiguous() for each in arguments if isinstance(each, Tensor)]
         results = ready.run(given + ready.weights)
         return results[0] if len(results) == 1 else results
@@ -70,11 +74,18 @@ class Ahead:
             torch.get_num_threads(),
         )
         if structure not in self._compiled:
+            kept = [(each, shallow(vars(each))) for part in parts for each in part.opaque]
             try:
                 self._compiled[structure] = self._compile(arguments, parts, given, weights)
             except Exception as error:  # what a slot does need not be exportable, and compilers fail in many ways
-                log.warning("%s is not compiled ahead of time: %s", self.function.__name__, error)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                log.warning("%s is not compiled ahead of time: %s", self.function.__name__, reason)
                 self._compiled[structure] = None
+            finally:
+                # Exporting runs what slots do with tensors that hold nothing; those must not stay with them.
+                for each, state in kept:
+                    vars(each).clear()
+                    vars(each).update(state)
         return Ready(self._compiled[structure], fixed, weights)
 
     def _compile(
@@ -101,7 +112,7 @@ class Ahead:
 def packaged(program: torch.export.ExportedProgram, samples: Sequence[Tensor]) -> str:
     """Path of the compiled program, which lies in the inductor's cache if an earlier process has made it."""
     constants = {name: each.tolist() if isinstance(each, Tensor) else each for name, each in program.constants.items()}
-    machine = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    machine = (torch.__version__, torch.get_num_threads(), processor())
     text = repr((machine, [kind_of(sample) for sample in samples], str(program), constants))
     path = Path(cache_dir()) / "ahead" / f"{sha256(text.encode()).hexdigest()}.pt2"
     if not path.exists():
@@ -113,34 +124,61 @@ def packaged(program: torch.export.ExportedProgram, samples: Sequence[Tensor]) -
 
 
 class Apart(NamedTuple):
-    """An object's tensors, its structure without them, and what makes the object again with others in their places, taken in order."""
+    """An object's tensors, its structure without them, and what makes the object again with others in their places, taken in order.
+
+    opaque: objects within it that are left whole, and may keep something of their own.
+    """
 
     structure: Hashable
     tensors: list[Tensor]
     together: Callable[[Iterator[Tensor]], Any]
+    opaque: list[Any]
 
 
 def taken_apart(item: Any) -> Apart:
-    """Dataclasses and dicts by what they hold; the names of matrices are no part of the structure, nor is any other text."""
+    """Dataclasses, named tuples and dicts by what they hold; fields that are not compared, such as a matrix's name, are no part of the structure."""
     if isinstance(item, Tensor):
-        return Apart("tensor", [item], next)
+        return Apart("tensor", [item], next, [])
+    if item is None or isinstance(item, str | int | float):
+        return Apart((type(item), item), [], lambda _: item, [])
+    compared = None
     if isinstance(item, dict):
-        held, make = item, dict
-    elif dataclasses.is_dataclass(item) and not isinstance(item, type):
-        held = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+        held = item
 
-        def make(values: Any) -> Any:
-            return dataclasses.replace(item, **dict(values))
-    elif isinstance(item, str):
-        return Apart("text", [], lambda _: item)
+        def make(values: dict[Any, Any]) -> Any:
+            return values
+    elif isinstance(item, tuple) and hasattr(item, "_asdict"):
+        held, make = item._asdict(), lambda values: type(item)(**values)
+    elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+        fields = dataclasses.fields(item)
+        held = {field.name: getattr(item, field.name) for field in fields}
+        compared = {field.name for field in fields if field.compare}
+
+        def make(values: dict[Any, Any]) -> Any:
+            return dataclasses.replace(item, **values)
     else:
-        return Apart(id(item), [], lambda _: item)
+        return Apart(
+            id(item), [], lambda _: item, [item] if hasattr(item, "__dict__") and not isinstance(item, type) else []
+        )
     parts = {name: taken_apart(each) for name, each in held.items()}
     return Apart(
-        (type(item), tuple((name, part.structure) for name, part in parts.items())),
+        (type(item), tuple((name, part.structure) for name, part in parts.items() if not compared or name in compared)),
         [tensor for part in parts.values() for tensor in part.tensors],
-        lambda tensors: make([(name, part.together(tensors)) for name, part in parts.items()]),
+        lambda tensors: make({name: part.together(tensors) for name, part in parts.items()}),
+        [each for part in parts.values() for each in part.opaque],
     )
+
+
+def shallow(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an object's attributes, and of the containers among them."""
+    return {name: copy(each) if isinstance(each, dict | list | set) else each for name, each in state.items()}
+
+
+def processor() -> str:
+    """What the processor can do, as Linux says it; empty where it does not."""
+    with suppress(OSError), open("/proc/cpuinfo") as file:
+        return next((line for line in file if line.startswith(("flags", "Features"))), "")
+    return ""
 
 
 def kind_of(tensor: Tensor) -> Hashable:

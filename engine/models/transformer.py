@@ -8,7 +8,7 @@ same for every layer, so that it can be compiled once for all; `enter` comes bef
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -103,7 +103,7 @@ DENSE = Dense()
 class Linear:
     """A matrix under the name by which quantization patterns find it, in whatever form `scheme` packed it."""
 
-    name: str
+    name: str = field(compare=False)
     packed: Packed
     bias: Tensor | None = None
     scheme: Any = DENSE
@@ -316,13 +316,15 @@ class Forward:
     def compile(self) -> None:
         """Compiles the functions beside attention when they are first called, once for all layers.
 
-        `fixed` steps are compiled for their number of tokens, since one row is another kernel than many; others for any.
+        `fixed` steps are compiled for their number of tokens, since one row is another kernel than many, on a CPU ahead of time
+        (engine.models.ahead); others for any.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         options: dict[str, Any] = {"coordinate_descent_tuning": True} if self.model.device.type == "cuda" else {}
-        self.fixed = Beside(*(torch.compile(_twin(f), dynamic=False, options=options) for f in Beside()))
         if self.model.device.type == "cpu":
-            self.fixed = Beside(*map(Ahead, Beside(), self.fixed))
+            self.fixed = Beside(*map(Ahead, Beside()))
+        else:
+            self.fixed = Beside(*(torch.compile(_twin(f), dynamic=False, options=options) for f in Beside()))
         self.free = Beside(*(torch.compile(_twin(f), options=options) for f in Beside()))
 
     def __call__(self, ids: Tensor, meta: StepMeta, kv: Sequence[Tensor], fixed: bool = False) -> Tensor:

@@ -152,22 +152,32 @@ def diagnosis(values: Tensor, expected: Tensor) -> str:
 
 
 def stale(name: str, got: Tensor, expected: Tensor, before: Tensor, scale: Tensor, what: str) -> Finding | None:
-    """What is wrong where an output is what it was `before` the call's rewrites; None where it is not, or where its errors are too large to tell.
+    """What is wrong where an output, or a row of it, is what it was `before` the call's rewrites; None where it is not, or where its errors are
+    too large to tell.
 
-    scale: what the errors of an element are in proportion to, in a shape that broadcasts. The test is that of two simple hypotheses
-    (Neyman and Pearson 1933): errors around `expected`, or around `before`, each a normal deviate times `scale` times the smaller of the
-    two relative errors that were seen. Their log-likelihood ratio has a mean of half the square of its deviation either way: an honest
-    output falls `BEYOND` deviations below zero in fewer than one of 10^9 calls, whether or not the rewrites are large enough to be seen.
+    scale: what errors are expected to be in proportion to, in a shape that broadcasts; it weighs the elements. What is weighed is how far
+    the output lies from the middle, towards `expected`; its variance is taken from the errors that were seen, each to the
+    nearer of the two (the sandwich of White 1980), so that it holds whatever their sizes, as long as they are independent. An honest output
+    then falls `BEYOND` deviations below zero in about one of 10^9 calls, whether or not the rewrites are large enough to be seen.
     """
-    values = got.float()
-    change = expected - before
-    weighted = change / scale.square().clamp_(min=1e-30)
-    deviation = math.sqrt(float((weighted * change).sum()))
-    smaller = min(float(torch.linalg.vector_norm(values - each)) for each in (expected, before))
-    relative = max(smaller / max(float(torch.linalg.vector_norm(expected)), 1e-30), EXACT)
-    if not float((weighted * (values - (expected + before) / 2)).sum()) < -BEYOND * relative * deviation:
+    values = got.float().flatten(1)
+    after, earlier = expected.flatten(1), before.flatten(1)
+    change = after - earlier
+    weights = change / scale.expand_as(expected).flatten(1).square().clamp_(min=1e-30)
+    towards = (weights * (values - (after + earlier) / 2)).sum(1)
+    to_after, to_earlier = values - after, values - earlier
+    nearer = to_after.square().sum(1) <= to_earlier.square().sum(1)
+    errors = torch.where(nearer[:, None], to_after, to_earlier)
+    variance = (weights * errors).square().sum(1)
+    # What is computed in float32 has errors as well.
+    variance += EXACT**2 * (weights * change).sum(1)
+    over = towards < -BEYOND * variance.sqrt()
+    if float(towards.sum()) < -BEYOND * math.sqrt(float(variance.sum())):
+        over = towards < 0
+    if not bool(over.any()):
         return None
-    at = unravel(int((weighted * (expected - values)).flatten().argmax()), expected.shape)
+    nearness = (weights * (after - values)).masked_fill_(~over[:, None], -math.inf)
+    at = unravel(int(nearness.flatten().argmax()), expected.shape)
     return Finding(
         f"{name} is what it was before: at {list(at)} it is {float(got[at]):.6g}, expected {float(expected[at]):.6g}. In each call {what} is "
         "another; nothing that was derived from it in one call may serve the next.",

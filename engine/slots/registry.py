@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,6 +75,17 @@ def implementations(engine_root: Path, kind: str) -> dict[str, Path]:
             continue
         if header.kind == kind:
             found[header.name] = path
+    return found
+
+
+def namesakes(engine_root: Path, header: Header) -> list[Path]:
+    """The slot files below `engine_root` that declare the kind and the name of `header`."""
+    found = []
+    for path in sorted((engine_root / FOLDERS[header.kind]).glob("*.py")):
+        with suppress(HeaderError, OSError):
+            declared = read_header(path)
+            if (declared.kind, declared.name) == (header.kind, header.name):
+                found.append(path)
     return found
 
 

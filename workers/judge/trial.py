@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from engine.slots.kind import (
     SlotKind,
     kind_named,
 )
-from engine.slots.registry import implementations, read_header
+from engine.slots.registry import implementations, namesakes, read_header
 from engine.slots.source import Source
 from workers.checkout import Trees
 from workers.judge.client import CallTimedOut, ContributedError, HostClient, HostDied, HostStarved, Tampered
@@ -78,15 +79,15 @@ def subject(file: SlotFile, trees: Trees) -> Subject:
     if kind.default not in at_base:
         raise LookupError(f"The base commit lacks the default {header.kind} {kind.default!r}.")
     baseline = Side(trees.base, str(at_base[kind.default].relative_to(trees.base)), kind.default)
+    taken = {at_base[header.name].relative_to(trees.base)} if header.name in at_base else set()
+    taken |= {path.relative_to(trees.head) for path in namesakes(trees.head / "engine", header)}
+    if others := sorted(taken - {Path(file.path)}):
+        raise HeaderError(
+            f"The name {header.name!r} is taken by {others[0]}. Choose another one in the header and @register."
+        )
+    base = baseline
     if (trees.base / file.path).exists():
         base = Side(trees.base, file.path, read_header(trees.base / file.path).name)
-    else:
-        taken = at_base.get(header.name)
-        if taken is not None:
-            raise HeaderError(
-                f"The name {header.name!r} is taken by {taken.relative_to(trees.base)}. Choose another one in the header and @register."
-            )
-        base = baseline
     return Subject(file, header, kind, Side(trees.head, file.path, header.name), base, baseline)
 
 
