@@ -36,13 +36,8 @@ def read_working_tree(folder: Path, base: str, only: list[str] | None = None) ->
         top, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}", what=f"There is no commit {base!r}"
     ).strip()
     folders = [f"engine/{name}" for name in FOLDERS.values()]
-    changed = _git(top, "diff", "--name-status", "--no-renames", "-z", base_sha, "--", *folders).split("\0")
-    states = dict(zip(changed[1::2], changed[0::2], strict=False))
-    for path in _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", *folders).split("\0"):
-        if path:
-            states[path] = "A"
     files = []
-    for path, state in sorted(states.items()):
+    for path, state in _states(top, base_sha, *folders).items():
         kind = kind_of_path(path)
         if kind is None or (only and path not in only):
             continue
@@ -61,14 +56,22 @@ def read_working_tree(folder: Path, base: str, only: list[str] | None = None) ->
 def misplaced(folder: Path, base: str) -> list[str]:
     """Files that differ from `base` and begin as slot files do, but lie or are called otherwise."""
     top = Path(_git(folder, "rev-parse", "--show-toplevel").strip())
-    changed = _git(top, "diff", "--name-only", "--diff-filter=d", "-z", base, "--", "*.py").split("\0")
-    changed += _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py").split("\0")
     found = []
-    for path in sorted({path for path in changed if path and kind_of_path(path) is None}):
+    for path, state in _states(top, base, "*.py").items():
+        if state == "D" or kind_of_path(path) is not None:
+            continue
         with suppress(OSError), (top / path).open("rb") as file:
             if file.readline().strip() == b"# /// swapbench":
                 found.append(path)
     return found
+
+
+def _states(top: Path, base: str, *paths: str) -> dict[str, str]:
+    """What differs from `base` among `paths`, untracked files included, in order: git's letter by path."""
+    changed = _git(top, "diff", "--name-status", "--no-renames", "-z", base, "--", *paths).split("\0")
+    states = dict(zip(changed[1::2], changed[0::2], strict=False))
+    untracked = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", *paths).split("\0")
+    return dict(sorted((states | {path: "A" for path in untracked if path}).items()))
 
 
 def _commit(top: Path, base_sha: str, files: list[SlotFile]) -> str:

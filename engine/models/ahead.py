@@ -9,7 +9,6 @@ import logging
 import secrets
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import suppress
 from copy import copy
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from engine.models.processor import processor
 
 log = logging.getLogger(__name__)
 Run = Callable[[list[Tensor]], list[Tensor]]
@@ -63,11 +64,12 @@ class Ahead:
         fixed = tuple(each for each in arguments if not isinstance(each, Tensor))
         parts = [taken_apart(each) for each in fixed]
         weights = [tensor for part in parts for tensor in part.tensors]
-        given = [
-            torch.empty_like(each, memory_format=torch.contiguous_format)
-            for each in arguments
-            if isinstance(each, Tensor)
-        ]
+        with torch.inference_mode(False):
+            given = [
+                torch.zeros_like(each, memory_format=torch.contiguous_format)
+                for each in arguments
+                if isinstance(each, Tensor)
+            ]
         structure = (
             tuple(kind_of(each) for each in given),
             tuple((part.structure, tuple(kind_of(tensor) for tensor in part.tensors)) for part in parts),
@@ -103,7 +105,7 @@ class Ahead:
 
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own, about itself
-            samples = (*(torch.zeros_like(each) for each in given), *weights)
+            samples = (*given, *weights)
             program = torch.export.export(Module(), samples)
             run: Run = torch._inductor.aoti_load_package(packaged(program, samples)).loader.boxed_run
         return run
@@ -112,7 +114,7 @@ class Ahead:
 def packaged(program: torch.export.ExportedProgram, samples: Sequence[Tensor]) -> str:
     """Path of the compiled program, which lies in the inductor's cache if an earlier process has made it."""
     constants = {name: each.tolist() if isinstance(each, Tensor) else each for name, each in program.constants.items()}
-    machine = (torch.__version__, torch.get_num_threads(), processor())
+    machine = (torch.__version__, torch.get_num_threads(), processor("flags", "Features"))
     text = repr((machine, [kind_of(sample) for sample in samples], str(program), constants))
     path = Path(cache_dir()) / "ahead" / f"{sha256(text.encode()).hexdigest()}.pt2"
     if not path.exists():
@@ -172,13 +174,6 @@ def taken_apart(item: Any) -> Apart:
 def shallow(state: dict[str, Any]) -> dict[str, Any]:
     """A copy of an object's attributes, and of the containers among them."""
     return {name: copy(each) if isinstance(each, dict | list | set) else each for name, each in state.items()}
-
-
-def processor() -> str:
-    """What the processor can do, as Linux says it; empty where it does not."""
-    with suppress(OSError), open("/proc/cpuinfo") as file:
-        return next((line for line in file if line.startswith(("flags", "Features"))), "")
-    return ""
 
 
 def kind_of(tensor: Tensor) -> Hashable:

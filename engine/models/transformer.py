@@ -7,7 +7,6 @@ same for every layer, so that it can be compiled once for all; `enter` comes bef
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import FunctionType
@@ -20,16 +19,10 @@ from torch import Tensor
 from engine.models import kernels
 from engine.models.ahead import Ahead
 from engine.models.config import ModelConfig
+from engine.models.processor import processor
 from engine.models.rope import as_matrix, rotate
 from engine.slots.attention import StepMeta
 from engine.slots.quantization import Packed
-
-
-def processor_vendor() -> str:
-    """The processor's vendor as Linux names it, such as GenuineIntel; empty where it does not."""
-    with suppress(OSError), open("/proc/cpuinfo") as file:
-        return next((line.split(":", 1)[1].strip() for line in file if line.startswith("vendor_id")), "")
-    return ""
 
 
 class Dense:
@@ -62,7 +55,7 @@ class Dense:
 
 
 MKL = torch.backends.mkl.is_available()
-MKL_AT_HOME = MKL and processor_vendor() == "GenuineIntel"
+MKL_AT_HOME = MKL and processor("vendor_id") == "GenuineIntel"
 """Whether MKL runs on a processor of its own vendor, where it is fastest."""
 SHARE_ROWS = 64
 """Rows below which a thread costs more than it takes over."""

@@ -164,8 +164,8 @@ def stale(name: str, got: Tensor, expected: Tensor, before: Tensor, scale: Tenso
     after, earlier = expected.flatten(1), before.flatten(1)
     change = after - earlier
     weights = change / scale.expand_as(expected).flatten(1).square().clamp_(min=1e-30)
-    towards = (weights * (values - (after + earlier) / 2)).sum(1)
     to_after, to_earlier = values - after, values - earlier
+    towards = (weights * (to_after + to_earlier)).sum(1) / 2
     nearer = to_after.square().sum(1) <= to_earlier.square().sum(1)
     errors = torch.where(nearer[:, None], to_after, to_earlier)
     variance = (weights * errors).square().sum(1)
@@ -176,7 +176,7 @@ def stale(name: str, got: Tensor, expected: Tensor, before: Tensor, scale: Tenso
         over = towards < 0
     if not bool(over.any()):
         return None
-    nearness = (weights * (after - values)).masked_fill_(~over[:, None], -math.inf)
+    nearness = (-weights * to_after).masked_fill_(~over[:, None], -math.inf)
     at = unravel(int(nearness.flatten().argmax()), expected.shape)
     return Finding(
         f"{name} is what it was before: at {list(at)} it is {float(got[at]):.6g}, expected {float(expected[at]):.6g}. In each call {what} is "

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,30 +63,20 @@ def load_file(path: Path) -> tuple[Header, Any]:
     raise SlotError(f"The file registers nothing. Put @register({header.kind!r}, {header.name!r}) on its class.")
 
 
-def implementations(engine_root: Path, kind: str) -> dict[str, Path]:
-    """The slot files of `kind` below `engine_root`, by declared name; files whose header cannot be read are left out."""
-    found: dict[str, Path] = {}
+def declared(engine_root: Path, kind: str) -> Iterator[tuple[Path, Header]]:
+    """The slot files of `kind` below `engine_root`, in order, with their headers; files whose header cannot be read are left out."""
     for path in sorted((engine_root / FOLDERS[kind]).glob("*.py")):
         if path.name == "__init__.py":
             continue
-        try:
-            header = read_header(path)
-        except (HeaderError, OSError):
-            continue
-        if header.kind == kind:
-            found[header.name] = path
-    return found
-
-
-def namesakes(engine_root: Path, header: Header) -> list[Path]:
-    """The slot files below `engine_root` that declare the kind and the name of `header`."""
-    found = []
-    for path in sorted((engine_root / FOLDERS[header.kind]).glob("*.py")):
         with suppress(HeaderError, OSError):
-            declared = read_header(path)
-            if (declared.kind, declared.name) == (header.kind, header.name):
-                found.append(path)
-    return found
+            header = read_header(path)
+            if header.kind == kind:
+                yield path, header
+
+
+def implementations(engine_root: Path, kind: str) -> dict[str, Path]:
+    """The slot files of `kind` below `engine_root`, by declared name."""
+    return {header.name: path for path, header in declared(engine_root, kind)}
 
 
 def load(kind: str, name: str, engine_root: Path | None = None) -> Any:

@@ -309,10 +309,8 @@ def test_attention_over_pages_gathered_before_is_found_out_in_coarse_dtypes_too(
     class Keeps(default):  # type: ignore[valid-type, misc]
         """Attends to the cache as it was when it first met it, but for what is written since."""
 
-        first: Tensor | None = None
-
         def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: Any) -> Any:
-            if len(seen) < 2 and not any(kv.data_ptr() == p for p in seen):
+            if len(seen) < 2 and kv.data_ptr() not in seen:
                 seen[kv.data_ptr()] = kv.clone()
             kept = seen.get(kv.data_ptr())
             if kept is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.models.processor import processor
 from engine.slots.kind import Environment
 from workers.judge import accelerator
 
@@ -86,13 +87,7 @@ def last_level_cache_bytes() -> int:
 @functools.cache
 def processor_name() -> str:
     """The processor's name as Linux gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return processor("model name") or platform.processor() or platform.machine()
 
 
 def facts() -> dict[str, str | float]:

@@ -21,7 +21,7 @@ from engine.slots.kind import (
     SlotKind,
     kind_named,
 )
-from engine.slots.registry import implementations, namesakes, read_header
+from engine.slots.registry import declared, implementations, read_header
 from engine.slots.source import Source
 from workers.checkout import Trees
 from workers.judge.client import CallTimedOut, ContributedError, HostClient, HostDied, HostStarved, Tampered
@@ -79,8 +79,12 @@ def subject(file: SlotFile, trees: Trees) -> Subject:
     if kind.default not in at_base:
         raise LookupError(f"The base commit lacks the default {header.kind} {kind.default!r}.")
     baseline = Side(trees.base, str(at_base[kind.default].relative_to(trees.base)), kind.default)
-    taken = {at_base[header.name].relative_to(trees.base)} if header.name in at_base else set()
-    taken |= {path.relative_to(trees.head) for path in namesakes(trees.head / "engine", header)}
+    taken = {
+        path.relative_to(root)
+        for root in (trees.base, trees.head)
+        for path, other in declared(root / "engine", header.kind)
+        if other.name == header.name
+    }
     if others := sorted(taken - {Path(file.path)}):
         raise HeaderError(
             f"The name {header.name!r} is taken by {others[0]}. Choose another one in the header and @register."

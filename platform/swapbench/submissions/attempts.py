@@ -10,12 +10,10 @@ from django.db.models import Max
 from swapbench.submissions import tries
 from swapbench.submissions.models import Attempt, Submission
 from swapbench.submissions.policy import policy, suite_version
-from workers.protocol import SuiteName
+from workers.protocol import SUITES, SuiteName
 
 if TYPE_CHECKING:
     from swapbench.mergequeue.models import Build
-
-ALL_SUITES: tuple[SuiteName, ...] = ("unit", "integration", "performance")
 
 
 INTAKE_SHARE = 1 / 30
@@ -67,7 +65,7 @@ def start(submission: Submission) -> list[Attempt]:
                 suite_version=version,
                 machine_class=machine_class,
                 round=next_round(submission, machine_class),
-                suites=list(ALL_SUITES),
+                suites=list(SUITES),
                 alpha=tries.alpha(number),
                 token=new_token(),
             )
