@@ -285,10 +285,7 @@ def with_generation_eos(config: ModelConfig, folder: Path) -> ModelConfig:
     path = folder / "generation_config.json"
     if not path.is_file():
         return config
-    try:
-        more = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise LoadError(f"{path} is not a valid JSON object: {error}.") from None
+    more = read_object(path).get("eos_token_id")
     added = more if isinstance(more, list) else [] if more is None else [more]
     return replace(config, eos=tuple(dict.fromkeys((*config.eos, *added))))
 

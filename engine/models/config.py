@@ -1,5 +1,6 @@
 """What a checkpoint's config.json says, reduced to what the forward pass needs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,16 +59,12 @@ class ModelConfig:
 
     def parameters(self) -> int:
         """Number of parameters, tied embeddings counted once."""
-        return sum(rows * columns for rows, columns in (_matrix(shape) for shape in self.tensors().values()))
+        return sum(math.prod(shape) for shape in self.tensors().values())
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the checkpoint by its Hugging Face name, with its shape."""
-        q, kv, hidden, inner = (
-            self.q_heads * self.head_dim,
-            self.kv_heads * self.head_dim,
-            self.hidden,
-            self.intermediate,
-        )
+        q, kv = self.q_heads * self.head_dim, self.kv_heads * self.head_dim
+        hidden, inner = self.hidden, self.intermediate
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, hidden)}
         for layer in range(self.layers):
             at, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
@@ -151,10 +148,6 @@ FAMILIES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-
-
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    return (shape[0], 1) if len(shape) == 1 else (shape[0], shape[1])
 
 
 def _windows(values: Mapping[str, Any], family: str, layers: int) -> tuple[int | None, ...]:

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.ahead import Ahead
 from engine.models import kernels
-from engine.models.ahead import Ahead
 from engine.models.config import ModelConfig
-from engine.models.processor import processor
 from engine.models.rope import as_matrix, rotate
+from engine.processor import processor
 from engine.slots.attention import StepMeta
 from engine.slots.quantization import Packed
 
@@ -310,7 +310,7 @@ class Forward:
         """Compiles the functions beside attention when they are first called, once for all layers.
 
         `fixed` steps are compiled for their number of tokens, since one row is another kernel than many, on a CPU ahead of time
-        (engine.models.ahead); others for any.
+        (engine.ahead); others for any.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         options: dict[str, Any] = {"coordinate_descent_tuning": True} if self.model.device.type == "cuda" else {}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.models import ahead
-from engine.models.ahead import Ahead, taken_apart
+from engine import ahead
+from engine.ahead import Ahead, taken_apart
 from engine.models.transformer import Linear
 
 

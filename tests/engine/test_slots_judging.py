@@ -48,6 +48,17 @@ def test_the_first_wrong_element_is_named_with_both_values() -> None:
     assert "in 2 of 20 tokens" in finding.sentence
 
 
+@pytest.mark.parametrize(
+    ("dtype", "coarser"),
+    [("float32", torch.float16), ("float16", torch.bfloat16), ("bfloat16", torch.float8_e4m3fn)],
+)
+def test_timed_calls_tell_an_output_of_the_next_coarser_dtype(dtype: str, coarser: torch.dtype) -> None:
+    expected, _ = outputs()
+    rounded = expected.to(getattr(torch, dtype)).float()
+    assert compare_output("y", rounded, expected, None, dtype) is None
+    assert compare_output("y", expected.to(coarser).float(), expected, None, dtype) is not None
+
+
 def test_a_small_error_everywhere_is_systematic() -> None:
     expected, _ = outputs()
     finding = compare_output("y", expected.bfloat16().float(), expected, None, "float32")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.models.processor import processor
+from engine.processor import processor
 from engine.slots.kind import Environment
 from workers.judge import accelerator
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from engine.models.processor import processor
+from engine.processor import processor
 
 log = logging.getLogger(__name__)
 Run = Callable[[list[Tensor]], list[Tensor]]
