@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace, console: Console) -> int:
+    if options.json and not options.json.parent.is_dir():
+        console.print(Text(f"swapbench check: there is no folder {options.json.parent} to write to.", style="red"))
+        return COULD_NOT_JUDGE
     try:
         tree = read_working_tree(Path.cwd(), options.base, options.only)
     except WorkingTreeError as error:
@@ -137,7 +140,9 @@ def _seed(text: str) -> bytes:
 
 
 def exit_status(outcome: Outcome) -> int:
-    """0 where all passed, 2 where something on our side kept an implementation from being judged, else 1."""
+    """0 where all passed, 2 where an implementation was not judged, for something on our side or because it is not for this machine, else 1."""
+    if any(reason.code == "unsupported" for item in outcome.implementations for reason in item.reasons):
+        return COULD_NOT_JUDGE
     statuses = [outcome.status, *(item.status for item in outcome.implementations)]
     if any(status in OURS for status in statuses):
         return COULD_NOT_JUDGE
@@ -164,15 +169,20 @@ class Stages:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+        self.progress.stop()
+
+    def _end(self) -> None:
+        """Ends what has begun; what counted nothing was one thing, and is done."""
         for task in self.progress.tasks:
             self.progress.stop_task(task.id)
-        self.progress.stop()
+            if task.total is None:
+                self.progress.update(task.id, total=1, completed=1)
 
     def report(self, news: protocol.Progress) -> None:
         """Takes news of the attempt."""
         if news.stage not in self.tasks:
-            for task in self.progress.tasks:
-                self.progress.stop_task(task.id)
+            self._end()
             self.tasks[news.stage] = self.progress.add_task("", total=None, stage=news.stage)
         self.progress.update(
             self.tasks[news.stage],  # type: ignore[arg-type]
@@ -202,7 +212,9 @@ def _verdict(item: ImplementationOutcome) -> "RenderableType":
     table = Table.grid(padding=(0, 2))
     colour = COLOURS.get(item.status, "yellow")
     title = f"{item.kind} {item.name}" if item.name else item.path
-    table.add_row(Text(title, style="bold"), Text(item.status.replace("_", " "), style=colour), Text(item.summary))
+    told = [reason.sentence for reason in item.reasons[:1]]
+    summary = "" if item.summary in told else item.summary
+    table.add_row(Text(title, style="bold"), Text(item.status.replace("_", " "), style=colour), Text(summary))
     for reason in item.reasons[:REASONS_SHOWN]:
         where = f"{reason.stage or ''}{f', case {reason.case}' if reason.case else ''}"
         table.add_row("", Text(where, style="dim"), Text(reason.sentence))

@@ -81,7 +81,10 @@ def parse_header(source: str) -> Header:
     try:
         values = tomllib.loads(toml)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise HeaderError(f"The swapbench header is not valid TOML: {error}.") from None
+        # It counts from the block's first line.
+        before = source.replace("\r\n", "\n").count("\n", 0, blocks[0].start("content"))
+        said = re.sub(r"at line (\d+), column \d+", lambda at: f"line {before + int(at[1])}", str(error))
+        raise HeaderError(f"The swapbench header is not valid TOML: {said}.") from None
 
     def text(key: str, default: str | None = None) -> str:
         value = values.pop(key, default)

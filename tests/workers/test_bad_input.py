@@ -28,7 +28,7 @@ CASES = {
     "header is not TOML": (
         header().replace('kind = "', "kind = ").replace('n"\n', "n\n", 1) + NORM,
         "failed",
-        "not valid TOML",
+        "not valid TOML: Invalid value (line 2)",
     ),
     "header of another kind": (header(kind="attention") + NORM, "failed", "lies in engine/normalization/"),
     "header names another class": (header(name="other") + NORM, "failed", "registers normalization 'tried'"),
@@ -75,6 +75,8 @@ def test_a_faulty_file_fails_with_a_sentence(name: str, repository: Repository, 
     (found,) = outcome.implementations
     assert found.status == status
     assert any(sentence in reason.sentence for reason in found.reasons), [r.sentence for r in found.reasons]
+    # What the author did not write is no part of a traceback that is theirs to read.
+    assert not any("workers/host" in reason.next_step for reason in found.reasons)
 
 
 def test_an_endless_import_is_timed_out_as_the_codes_fault(repository: Repository, mirror: Path) -> None:

@@ -3,16 +3,16 @@
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 
 from engine.slots.kind import Finding
 from engine.slots.source import Source
-from workers.judge.client import Answer, HostClient, Tampered
+from workers.judge.client import Answer, CallTimedOut, HostClient, Tampered
 from workers.judge.trial import Wrong
 from workers.sandbox import SandboxError
-from workers.suites.performance.bench import Drawn, PairBench
+from workers.suites.performance.bench import Course, Drawn, PairBench
 
 
 @dataclass
@@ -113,6 +113,8 @@ class Player:
     call_timeout: float = 0.0
     used: float = 0.0
     last: int = -1
+    compiles: float = 0.0
+    """Seconds that its first call takes beyond later ones."""
 
     @property
     def process(self) -> "Player":
@@ -142,7 +144,8 @@ class Player:
         self.calls_seconds += 0.001
         self.used += 0.001 + self.spends_between_calls
         self.last = call
-        return Answer(0.001, {})
+        compiling, self.compiles = self.compiles, 0.0
+        return Answer(0.001 + compiling, {})
 
     def again(self) -> None:
         self.timed(self.last)
@@ -163,10 +166,20 @@ class Rounds:
 CALLS = 4
 
 
-def play(order: str, *, head_spends: float = 0.0, wrong: str = "", last: bool = True) -> tuple[PairBench, Table]:
+def play(
+    order: str,
+    *,
+    head_spends: float = 0.0,
+    wrong: str = "",
+    last: bool = True,
+    compiles: tuple[float, float] = (0.0, 0.0),
+) -> tuple[PairBench, Table]:
     """A pair of one case, played to its end with players in place of hosts."""
     table = Table()
-    players = {side: Player(side, table, head_spends if side == "head" else 0.0) for side in ("base", "head")}
+    players = {
+        "base": Player("base", table, compiles=compiles[0]),
+        "head": Player("head", table, head_spends, compiles=compiles[1]),
+    }
 
     def check(name: str, side: str, item: Drawn, answer: Answer) -> None:
         if side == wrong:
@@ -185,6 +198,7 @@ def play(order: str, *, head_spends: float = 0.0, wrong: str = "", last: bool = 
         start_behind=lambda pair: table.started.append(pair),
         calls_of=lambda pair, first: {side: {"a": list(drawn)} for side in players},
         check=check,
+        compiling={"base": {}, "head": {}},
         trial=SimpleNamespace(
             remaining=lambda: 30.0,
             source=Source(b"turns"),
@@ -198,6 +212,7 @@ def play(order: str, *, head_spends: float = 0.0, wrong: str = "", last: bool = 
             ),
         ),
     )
+    course.check_compiling = MethodType(Course.check_compiling, course)
     bench = PairBench(course, 0, order, last=last)  # type: ignore[arg-type]
     for turn in bench.parameters()["turn"]:
         bench.measure(Rounds(), turn, course.published[0])
@@ -237,6 +252,20 @@ def test_the_next_pairs_hosts_are_started_meanwhile_where_there_is_one() -> None
 def test_who_works_between_calls_is_found_out() -> None:
     with pytest.raises(Tampered, match="between calls"):
         play("AB", head_spends=0.02)
+
+
+@pytest.mark.parametrize("order", ["AB", "BA"])
+def test_what_first_calls_take_longer_is_compiling(order: str) -> None:
+    course = play(order, compiles=(2.0, 7.0))[0].course
+    assert course.compiling["base"][0] == pytest.approx(2.0)
+    assert course.compiling["head"][0] == pytest.approx(7.0)
+
+
+def test_compiling_has_a_budget() -> None:
+    with pytest.raises(CallTimedOut, match="took 31 s longer than later ones; compiling may take 30 s"):
+        play("AB", compiles=(0.0, 31.0))
+    with pytest.raises(SandboxError, match="base's own module"):
+        play("AB", compiles=(31.0, 0.0))
 
 
 def test_what_base_does_wrong_is_not_heads_fault() -> None:

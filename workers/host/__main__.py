@@ -96,16 +96,18 @@ def compute(driver: Driver, message: Run, held: dict[str, torch.Tensor], mapping
 
 
 def describe(error: BaseException, slot_file: str) -> Failed:
-    """The failure as the contributor should read it: the error, and the frames from the slot file on."""
+    """The failure as the contributor should read it: the error, and the frames from the slot file on; none where the fault is in what it gave."""
     frames = traceback.extract_tb(error.__traceback__)
     first = next((i for i, frame in enumerate(frames) if frame.filename == slot_file), None)
-    shown = frames[first:] if first is not None else frames
+    ours = isinstance(error, SlotError | HeaderError)
+    shown = frames[first:] if first is not None else [] if ours else frames
     text = "".join(traceback.format_list(shown))[-16_000:]
     kind = type(error).__name__
-    if isinstance(error, SlotError | HeaderError):
+    if ours:
         sentence = str(error)
     elif isinstance(error, SyntaxError):
         sentence = f"SyntaxError in line {error.lineno}: {error.msg}."
+        text = "".join(traceback.format_exception_only(error))[-16_000:]
     else:
         at = next((frame for frame in reversed(frames) if frame.filename == slot_file), None)
         where = f" (line {at.lineno} of the slot file)" if at is not None else ""

@@ -47,6 +47,10 @@ REFUSED_SECONDS = 1.0
 """Stands on both sides of a published case that the implementation's limits leave out: it counts as neither faster nor slower."""
 
 
+WORTH_TELLING = 0.5
+"""Seconds in a process's first calls below which nothing is said of compiling: memory is touched for the first time, libraries load."""
+
+
 class UnfitMachine(Exception):
     """The accelerator is shared or held down, so that nothing measured on it says anything; `str(error)` says how it shows."""
 
@@ -111,6 +115,8 @@ class _Stage:
             began = time.monotonic()
             if self.trial.remaining() < 1.3 * self.slowest:
                 raise BudgetEnded
+            for spent in self.course.compiling.values():
+                spent.pop(index, None)
             bench = PairBench(self.course, index, order, last=index + 1 >= self.most_pairs)
             self._run(bench)
             self.slowest = max(self.slowest, time.monotonic() - began)
@@ -344,6 +350,9 @@ def _report(stage: _Stage, decision: Decision) -> SpeedResult:
             )
         )
     figures: dict[str, float] = {}
+    compiling = statistics.median(stage.course.compiling["head"].values() or [0.0])
+    if compiling >= WORTH_TELLING:
+        figures["compile seconds"] = compiling
     if stage.course.refused:
         figures["cases refused, counted as no gain"] = float(len(stage.course.refused))
     for name, case in stage.course.cases.items():

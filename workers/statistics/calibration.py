@@ -35,7 +35,8 @@ class Floor(msgspec.Struct, frozen=True):
 class Rate(msgspec.Struct, frozen=True):
     """`hits` of `total` attempts, with the exact interval (Clopper-Pearson, 95 %) of their chance.
 
-    Of resampled attempts the interval covers the resampling only: it says nothing of how well the bank stands for its machine class.
+    Of resampled attempts the interval covers the resampling only. How far the bank may be from its machine class, the interval of its bias says:
+    banks of 120 pairs whose bias is 0.3 % gate several times as often as those without any.
     """
 
     hits: int

@@ -1,5 +1,6 @@
 """How activation is judged."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -130,9 +131,10 @@ class ActivationKind(SlotKind):
                 off |= torch.isnan(got[row])
                 if bool(off.any()):
                     at = int(off.to(torch.uint8).argmax())
+                    hint = "" if math.isfinite(got[row, at]) else " Does the exponential overflow?"
                     return Finding(
                         f"With gates of {gate}, y[{row}, {at}] is {float(got[row, at]):.6g}; expected "
-                        f"{float(wanted[row, at]):.6g}. Does the exponential overflow?",
+                        f"{float(wanted[row, at]):.6g}.{hint}",
                         "y",
                         (row, at),
                         float(wanted[row, at]),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
 from engine.slots.source import Source
-from workers.judge.client import Answer, HostClient, ReadyCall, Tampered
+from workers.judge.client import Answer, CallTimedOut, HostClient, ReadyCall, Tampered
 from workers.judge.device import DeviceClient
 from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
@@ -47,6 +47,9 @@ IDLE_CPU_SECONDS = 0.05
 # gets through 24 pairs of one comparison each with a chance of 1 in 16,000.
 COMPARE_SECONDS = 0.25
 MAX_COMPARED = 3
+COMPILE_SECONDS = 30.0
+"""What the first calls of one process, of all cases together, may take beyond later ones. No cache is shared among processes: each
+compile of one source is another draw (three of one model differed by 20 %), and pairs that share one are not independent."""
 HEAT_SECONDS = 0.25
 HEAT_AGAIN_SECONDS = 0.04
 
@@ -104,6 +107,8 @@ class Course:
         self.held: dict[SideName, dict[str, HeldSet]] = {}
         self.calls: dict[str, int] = {}
         """Timed calls in one turn, by case."""
+        self.compiling: dict[SideName, dict[int, float]] = {"base": {}, "head": {}}
+        """By side and pair, seconds that the first calls of the process took beyond later ones: modules compile then."""
         self.prepares = False
         self.on_device = trial.environment.device == "cuda"
         self.turns = TURNS[trial.environment.device]
@@ -274,6 +279,16 @@ class Course:
             raise Wrong(finding, case_name, recipe=recipe_of(case, *drawn.labels))
         self._check_floor(case, self.held[side][case_name], drawn.call, answer.seconds)
 
+    def check_compiling(self, side: SideName, pair: int, seconds: float) -> None:
+        """Adds what a case's first call took beyond later ones. Raises CallTimedOut where a process has spent more on that than it may."""
+        spent = self.compiling[side].get(pair, 0.0) + max(0.0, seconds)
+        self.compiling[side][pair] = spent
+        if spent > COMPILE_SECONDS:
+            raise CallTimedOut(
+                f"The first calls in one process took {spent:.0f} s longer than later ones; compiling may take {COMPILE_SECONDS:.0f} s, of all "
+                "cases together. Each pair starts fresh processes, which compile anew: compile for fewer shapes, or what compiles faster."
+            )
+
     def check_floor(self, case_name: str, side: SideName, call: Call, seconds: float) -> None:
         """Whether a call took the time that any machine of this kind needs. Raises Impossible."""
         self._check_floor(self.cases[case_name], self.held[side][case_name], call, seconds)
@@ -291,6 +306,7 @@ class Course:
         same = copy.copy(self)
         same.sides = dict.fromkeys(self.sides, self.sides["base"])
         same.held = dict.fromkeys(self.held, self.held["base"])
+        same.compiling = {"base": {}, "head": {}}
         return same
 
     def stop_drawing(self) -> None:
@@ -401,6 +417,7 @@ class PairBench:
             for item, answer in zip(drawn[one], answers[one], strict=True):
                 course.check(name, one, item, answer)
             samples = [answer.seconds for answer in answers[one][course.warm_up_calls :]]
+            course.check_compiling(one, self.pair, answers[one][0].seconds - Timing(samples).median)
             self.timings[one].setdefault(name, Timing([])).samples.extend(samples)
             if one == other:
                 benchmark.extra_info[f"{one}, seconds"] = samples
@@ -458,6 +475,7 @@ class PairBench:
         kept: list[tuple[Call, Answer]] = []
         samples: list[float] = []
         refills: list[float] = []
+        first: list[float] = []
 
         def once(number: int) -> None:
             call = course.draw_one(name, side, self.pair, number)
@@ -466,6 +484,8 @@ class PairBench:
             course.check_floor(name, side, call, answer.seconds)
             if keep:
                 kept.append((call, answer))
+            if number == 0:
+                first.append(answer.seconds)
             if number >= course.warm_up_calls:
                 samples.append(answer.seconds)
                 refills.append(client.last_refill_seconds)
@@ -493,6 +513,7 @@ class PairBench:
                     name, client, call, answer, course.source.child(name, "excerpt", self.pair, side, len(kept))
                 )
         self.timings[side][name] = Timing(samples)
+        course.check_compiling(side, self.pair, first[0] - self.timings[side][name].median)
 
     def _device_client(self, turn: Turn) -> DeviceClient:
         course, hosts = self.course, self.course.trial.hosts
