@@ -4,15 +4,17 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import MethodType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from engine.slots.kind import Finding
 from engine.slots.source import Source
 from workers.judge.client import Answer, CallTimedOut, HostClient, Tampered
+from workers.judge.device import DeviceClient
 from workers.judge.trial import Wrong
 from workers.sandbox import SandboxError
-from workers.suites.performance.bench import Course, Drawn, PairBench
+from workers.suites.performance.bench import PASSES, Course, Drawn, PairBench
 
 
 @dataclass
@@ -25,6 +27,9 @@ class Host:
 
     def cpu_seconds(self) -> float:
         return self.used
+
+    def run_delay_seconds(self) -> float:
+        return 0.0
 
     def freeze(self) -> None:
         if self.refuses:
@@ -157,7 +162,13 @@ class Rounds:
     def __init__(self) -> None:
         self.extra_info: dict[str, object] = {}
 
-    def pedantic(self, target: Callable[..., None], args: tuple[str], setup: Callable[[], None], **how: int) -> None:
+    def pedantic(
+        self,
+        target: Callable[..., None],
+        args: tuple[str, ...] = (),
+        setup: Callable[[], None] = lambda: None,
+        **how: int,
+    ) -> None:
         for _ in range(how["rounds"]):
             setup()
             target(*args)
@@ -190,6 +201,7 @@ def play(
         published=[SimpleNamespace(name="a")],
         cases={"a": None},
         calls={"a": CALLS},
+        passes=1,
         warm_up_calls=1,
         on_device=False,
         held={"base": {"a": {}}, "head": {"a": {}}},
@@ -266,6 +278,97 @@ def test_compiling_has_a_budget() -> None:
         play("AB", compiles=(0.0, 31.0))
     with pytest.raises(SandboxError, match="base's own module"):
         play("AB", compiles=(31.0, 0.0))
+
+
+# -- on an accelerator ------------------------------------------------------------------------------------------------
+
+
+class DevicePlayer(DeviceClient):
+    """A client on an accelerator as the bench uses it, whose calls take what the test says."""
+
+    def __init__(self, side: str, made: list[tuple[str, object]], slow_pass: int) -> None:
+        self.side, self.made, self.slow_pass = side, made, slow_pass
+        self.process = Host()  # type: ignore[assignment]
+        self.calls_seconds = 0.0
+
+    def hold(self, held: object, key: str = "") -> dict[str, Any]:  # type: ignore[override]
+        self.made.append((self.side, f"hold {key}"))
+        return {}
+
+    def ready(self, call: Any) -> Any:
+        return call
+
+    def timed(self, ready: Any, keep: bool = True) -> Answer:
+        self.made.append((self.side, ready.labels))
+        number = ready.labels[-1]
+        slow = ready.labels[1] != "warm" and number // CALLS == self.slow_pass
+        return Answer(0.0014 if slow else 0.001, {"kept": keep} if keep else {})
+
+
+def play_on_device(slow: dict[str, int]) -> tuple[PairBench, list[tuple[str, Any]], list[tuple[str, object]]]:
+    """A pair of two cases on an accelerator; `slow`: the pass in which a side's calls take longer."""
+    made: list[tuple[str, Any]] = []
+    compared: list[tuple[str, object]] = []
+
+    def draw_one(name: str, side: str, *labels: object) -> SimpleNamespace:
+        return SimpleNamespace(recorded=False, labels=(name, *labels[1:]))
+
+    course = SimpleNamespace(
+        published=[SimpleNamespace(name="a"), SimpleNamespace(name="b")],
+        calls={"a": CALLS, "b": CALLS},
+        passes=PASSES,
+        warm_up_calls=4,
+        on_device=True,
+        furnace=SimpleNamespace(heat=lambda seconds: None),
+        held={"base": {"a": {}, "b": {}}, "head": {"a": {}, "b": {}}},
+        sides={"base": "base", "head": "head"},
+        refill={"a": 0.0, "b": 0.0},
+        chosen=lambda name, side, pair: {1, 2 * CALLS},
+        draw_one=draw_one,
+        check_floor=lambda *_: None,
+        compare_one=lambda name, side, call, answer: compared.append((side, call.labels)),
+        compiling={"base": {}, "head": {}},
+        trial=SimpleNamespace(
+            remaining=lambda: 30.0,
+            source=Source(b"turns"),
+            open=lambda side: DevicePlayer(side, made, slow.get(side, -1)),
+            hosts=SimpleNamespace(
+                roomy=False, threads=1, processors=frozenset({0}), ahead_seconds=lambda: 0.0, end=lambda: None
+            ),
+        ),
+    )
+    course.check_compiling = MethodType(Course.check_compiling, course)
+    bench = PairBench(course, 0, "BA")  # type: ignore[arg-type]
+    parameters = bench.parameters()
+    for turn in parameters["turn"]:
+        for case in parameters["case"]:
+            made.append((turn.side, turn.name))
+            bench.measure(Rounds(), turn, case)
+    return bench, made, compared
+
+
+def test_a_process_goes_through_its_cases_several_times() -> None:
+    bench, made, compared = play_on_device({})
+    names = [turn.name for turn in bench.parameters()["turn"]]
+    assert len(set(names)) == len(names) == 2 * PASSES
+    assert [side for side, what in made if what == "hold a"] == ["head"] * PASSES + ["base"] * PASSES
+    order = [what for side, what in made if side == "head" and str(what).startswith("hold")]
+    assert order == ["hold a", "hold b"] * PASSES
+    for side in ("base", "head"):
+        drawn = [what for who, what in made if who == side and isinstance(what, tuple)]
+        assert len(drawn) == len(set(drawn)), "no call is made twice"
+        timed = [what for what in drawn if what[1] != "warm"]
+        assert [what[-1] for what in timed if what[0] == "a"] == list(range(PASSES * CALLS))
+        assert [what for who, what in compared if who == side and what[0] == "a"] == [("a", 1), ("a", 2 * CALLS)]  # type: ignore[index]
+        assert len(bench.timings[side]["a"].passes) == PASSES  # type: ignore[index]
+    both = [{what for who, what in made if who == side and isinstance(what, tuple)} for side in ("base", "head")]
+    assert both[0] == both[1], "both sides are asked for the same calls"
+
+
+def test_a_slow_pass_counts_as_one_of_several() -> None:
+    bench, _, _ = play_on_device({"head": 2})
+    assert bench.timings["base"]["a"].seconds == pytest.approx(0.001)
+    assert bench.timings["head"]["a"].seconds == pytest.approx(0.001 * 1.4 ** (1 / PASSES))
 
 
 def test_what_base_does_wrong_is_not_heads_fault() -> None:

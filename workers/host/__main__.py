@@ -177,7 +177,7 @@ def serve(
                 if message.drop or message.regions:
                     recording.forget()
                 answer = Kept()
-                if on_device and not message.buffers:
+                if on_device and not message.buffers and not message.regions:
                     # An empty request: a call follows at once.
                     send(sock, answer)
                     _stay_awake(sock)

@@ -7,6 +7,7 @@ the accelerator they follow each other, as work that was queued there goes on wh
 
 import copy
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +37,13 @@ SAMPLE_SECONDS = 0.05
 # side left them, who would otherwise do well to leave them cold.
 STRETCH = 2
 TURNS = {"cpu": 2, "cuda": 1}
+# How often a process on the accelerator goes through all cases. Calls that launch hundreds of kernels have two speeds there, 1.4 apart, for
+# a tenth of a second or some seconds at a time: a virtual machine's processor is half of a core, whose other half is at work for
+# somebody else, or is not. Calls made one after the other would all meet the same one.
+PASSES = 4
 WARM_UP_CALLS = {"cpu": 1, "cuda": 4}
+WARM_UP_AGAIN_CALLS = 2
+"""In passes after the first, on the accelerator."""
 MIN_CALLS = {"cpu": 4, "cuda": 9}
 MAX_CALLS_PER_SAMPLE = 400
 # What an honest host spends between calls: it maps and unmaps inputs, and its interpreter collects garbage.
@@ -60,10 +67,14 @@ REPLAYED = 0.004
 
 @dataclass(frozen=True)
 class Turn:
-    """One process of a pair, whose calls pytest-benchmark times; on the CPU the other one's are its rounds' setup."""
+    """One process of a pair, whose calls pytest-benchmark times; on the CPU the other one's are its rounds' setup.
+
+    number: of the pass through the cases, on the accelerator.
+    """
 
     side: SideName
     name: str
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,15 +89,19 @@ class Drawn:
 
 @dataclass
 class Timing:
-    """What one process gave for one case: seconds of each call of its sample, of at least `SAMPLE_SECONDS` together."""
+    """What one process gave for one case: seconds of each call of its sample, by pass, of at least `SAMPLE_SECONDS` together."""
 
-    samples: list[float]
+    passes: list[list[float]] = field(default_factory=list)
 
     @property
-    def median(self) -> float:
-        ordered = sorted(self.samples)
-        middle = len(ordered) // 2
-        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    def samples(self) -> list[float]:
+        """Of all passes."""
+        return [seconds for samples in self.passes for seconds in samples]
+
+    @property
+    def seconds(self) -> float:
+        """The median of a pass; of several the geometric mean of theirs: of calls with two speeds, a median of all would be one or the other."""
+        return statistics.geometric_mean(statistics.median(samples) for samples in self.passes)
 
 
 class Course:
@@ -106,12 +121,13 @@ class Course:
         self.cases = {case.name: self.kind.vary(case, self.source.child(case.name, "vary")) for case in self.published}
         self.held: dict[SideName, dict[str, HeldSet]] = {}
         self.calls: dict[str, int] = {}
-        """Timed calls in one turn, by case."""
+        """Timed calls in one turn or pass, by case."""
         self.compiling: dict[SideName, dict[int, float]] = {"base": {}, "head": {}}
         """By side and pair, seconds that the first calls of the process took beyond later ones: modules compile then."""
         self.prepares = False
         self.on_device = trial.environment.device == "cuda"
         self.turns = TURNS[trial.environment.device]
+        self.passes = PASSES if self.on_device else 1
         self.warm_up_calls = WARM_UP_CALLS[trial.environment.device]
         self.compared: dict[str, int] = {}
         """How many calls of a sample are compared, by case, on the accelerator."""
@@ -158,7 +174,9 @@ class Course:
             warm = [client.timed(client.ready(self._draw(name, held, "calibrate", n))) for n in range(4)]
             seconds = min(answer.seconds for answer in warm[1:])
             wanted = max(least, min(most, math.ceil(SAMPLE_SECONDS / self.turns / seconds)))
-            self.calls[name] = wanted if self.on_device else math.ceil(wanted / STRETCH) * STRETCH
+            self.calls[name] = (
+                math.ceil(wanted / self.passes) if self.on_device else math.ceil(wanted / STRETCH) * STRETCH
+            )
             first = self._draw(name, held, "calibrate", 0)
             self.trial.note(f"performance/{name}/call", first.inputs)
             self._check_floor(case, held, first, seconds)
@@ -179,13 +197,13 @@ class Course:
             torch.cuda.synchronize()
             self.compared[name] = max(1, min(MAX_COMPARED, int(COMPARE_SECONDS / (time.monotonic() - began))))
 
-    def draw_one(self, name: str, side: SideName, pair: int, number: int) -> Call:
+    def draw_one(self, name: str, side: SideName, pair: int, *labels: str | int) -> Call:
         """One call of a sample: the same one for both sides of a pair."""
-        return self._draw(name, self.held[side][name], pair, number)
+        return self._draw(name, self.held[side][name], pair, *labels)
 
     def chosen(self, name: str, side: SideName, pair: int) -> set[int]:
         """Which calls of a sample are compared; drawn from the secret seed."""
-        count = self.calls[name]
+        count = self.passes * self.calls[name]
         source = self.source.child(name, "compared", pair, side)
         return {source.integer(0, count - 1) for _ in range(self.compared[name])}
 
@@ -344,8 +362,12 @@ class PairBench:
     _began: Reading | None = None
 
     def parameters(self) -> dict[str, Sequence[Any]]:
-        """Two processes in the order of the coin, each with every case."""
-        turns = [Turn(side, f"pair{self.pair:02d}-{side}") for side in self.sides]
+        """Two processes in the order of the coin, each with every case, as often as it goes through them."""
+        turns = [
+            Turn(side, f"pair{self.pair:02d}-{side}" + (f"-{number + 1}" if number else ""), number)
+            for side in self.sides
+            for number in range(self.course.passes)
+        ]
         self._left = len(turns) * len(self.course.published)
         return {"turn": turns, "case": self.course.published}
 
@@ -417,8 +439,8 @@ class PairBench:
             for item, answer in zip(drawn[one], answers[one], strict=True):
                 course.check(name, one, item, answer)
             samples = [answer.seconds for answer in answers[one][course.warm_up_calls :]]
-            course.check_compiling(one, self.pair, answers[one][0].seconds - Timing(samples).median)
-            self.timings[one].setdefault(name, Timing([])).samples.extend(samples)
+            course.check_compiling(one, self.pair, answers[one][0].seconds - statistics.median(samples))
+            self.timings[one].setdefault(name, Timing([[]])).passes[0].extend(samples)
             if one == other:
                 benchmark.extra_info[f"{one}, seconds"] = samples
         self._left -= 1
@@ -470,39 +492,37 @@ class PairBench:
         course, side = self.course, turn.side
         assert course.furnace is not None
         hosts, client = course.trial.hosts, self._device_client(turn)
-        client.hold(course.held[side][name])
+        client.hold(course.held[side][name], name)
         chosen = course.chosen(name, side, self.pair)
         kept: list[tuple[Call, Answer]] = []
         samples: list[float] = []
         refills: list[float] = []
-        first: list[float] = []
 
-        def once(number: int) -> None:
-            call = course.draw_one(name, side, self.pair, number)
-            keep = number - course.warm_up_calls in chosen
+        def once(*labels: str | int, keep: bool = False) -> float:
+            call = course.draw_one(name, side, self.pair, *labels)
             answer = client.timed(client.ready(call), keep)
             course.check_floor(name, side, call, answer.seconds)
             if keep:
                 kept.append((call, answer))
-            if number == 0:
-                first.append(answer.seconds)
-            if number >= course.warm_up_calls:
-                samples.append(answer.seconds)
-                refills.append(client.last_refill_seconds)
+            return answer.seconds
+
+        def timed(number: int) -> None:
+            samples.append(once(number, keep=number in chosen))
+            refills.append(client.last_refill_seconds)
 
         course.furnace.heat(HEAT_AGAIN_SECONDS)
-        for number in range(course.warm_up_calls):
-            once(number)
-        numbers = iter(range(course.warm_up_calls, course.warm_up_calls + course.calls[name]))
+        warm_up = WARM_UP_AGAIN_CALLS if turn.number else course.warm_up_calls
+        warm = [once("warm", turn.number, number) for number in range(warm_up)]
+        numbers = iter(range(turn.number * course.calls[name], (turn.number + 1) * course.calls[name]))
         start, ahead = read(client.process, cpus=hosts.processors), hosts.ahead_seconds()
         pending = client.calls_seconds
-        benchmark.pedantic(lambda: once(next(numbers)), rounds=course.calls[name], iterations=1, warmup_rounds=0)
+        benchmark.pedantic(lambda: timed(next(numbers)), rounds=course.calls[name], iterations=1, warmup_rounds=0)
         end = read(client.process, cpus=hosts.processors)
         observation = between(start, end, max(0.0, hosts.ahead_seconds() - ahead))
         self.observations.append(observation)
         self._check_idle(observation.cpu_seconds, client.calls_seconds - pending)
         benchmark.extra_info["refill seconds, taken off"] = course.refill[name]
-        benchmark.extra_info["refill seconds, median here"] = Timing(refills).median
+        benchmark.extra_info["refill seconds, median here"] = statistics.median(refills)
         if end.sight is not None:
             sight = end.sight
             benchmark.extra_info["accelerator"] = {"MHz": sight.sm_mhz, "°C": sight.celsius, "W": sight.watts}
@@ -510,14 +530,15 @@ class PairBench:
             course.compare_one(name, side, call, answer)
             if call.recorded:
                 course.compare_faces(
-                    name, client, call, answer, course.source.child(name, "excerpt", self.pair, side, len(kept))
+                    name, client, call, answer, course.source.child(name, "excerpt", self.pair, side, turn.number)
                 )
-        self.timings[side][name] = Timing(samples)
-        course.check_compiling(side, self.pair, first[0] - self.timings[side][name].median)
+        self.timings[side].setdefault(name, Timing()).passes.append(samples)
+        if turn.number == 0:
+            course.check_compiling(side, self.pair, warm[0] - statistics.median(samples))
 
     def _device_client(self, turn: Turn) -> DeviceClient:
         course, hosts = self.course, self.course.trial.hosts
-        if self._turn != turn:
+        if self._turn is None or self._turn.side != turn.side:
             assert course.furnace is not None
             self._clients = {turn.side: course.trial.open(course.sides[turn.side])}
             course.furnace.heat(HEAT_SECONDS)
