@@ -56,6 +56,7 @@ from workers.sandbox import best_level
 from workers.sole_use import Occupied, sole_use
 from workers.statistics import (
     LogRatios,
+    Rate,
     Rule,
     detectable_effect,
     estimate,
@@ -396,6 +397,7 @@ def learn(
         found,
         equivalence=resolved,
         false_gates=false_gate_rate(rule, logs, resamples),
+        false_losses=loss_power(rule, logs, 0.0, resamples),
         effect_at_90=detectable_effect(rule, logs, attempts=max(50, resamples // 8)),
         planted=[
             _planted(rule, share, slowed_pairs, max(50, resamples // 4))
@@ -456,18 +458,17 @@ def markdown(found: Calibration) -> str:
         f"{what}, {facts.get('cores', 0):.0f} cores, torch {facts.get('torch')}, measured {found.measured_on}. "
         "`swapbench calibrate` makes these tables; fractions are of speed, intervals 95 %.",
         "",
-        "| slot | pairs | a pair's spread | bias | false gates (interval) | gates 90 % of | resolves | whole attempts | seconds a pair |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| slot | pairs | a pair's spread | bias | false gates (interval) | called slower (interval) | gates 90 % of | resolves | whole attempts | seconds a pair |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, slot in found.slots.items():
         whole = slot.attempts
         attempts = f"{whole.gated} of {whole.total} gated, {whole.failed} failed" if whole else "none"
         effect = percent(slot.effect_at_90) if slot.effect_at_90 is not None else "beyond 50 %"
-        rate = slot.false_gates
+        slower = _rate(slot.false_losses) if slot.false_losses else "not known"
         lines.append(
-            f"| {name} | {_pairs(slot)} | {percent(slot.spread, 2)} | {slot.bias} | {percent(rate.rate, 2)} "
-            f"[{percent(rate.low, 2)}, {percent(rate.high, 2)}] of {rate.total} | {effect} | {percent(slot.equivalence)} | {attempts} "
-            f"| {slot.seconds_per_pair:.1f} |"
+            f"| {name} | {_pairs(slot)} | {percent(slot.spread, 2)} | {slot.bias} | {_rate(slot.false_gates)} of {slot.false_gates.total} "
+            f"| {slower} | {effect} | {percent(slot.equivalence)} | {attempts} | {slot.seconds_per_pair:.1f} |"
         )
     for name, slot in found.slots.items():
         lines += ["", f"## {name}", "", "| case | floor | bias | spread |", "| --- | --- | --- | --- |"]
@@ -488,6 +489,10 @@ def markdown(found: Calibration) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _rate(rate: Rate) -> str:
+    return f"{percent(rate.rate, 2)} [{percent(rate.low, 2)}, {percent(rate.high, 2)}]"
+
+
 def _pairs(slot: SlotCalibration) -> str:
     return f"{slot.pairs}, by {slot.suite_versions} versions" if slot.suite_versions > 1 else str(slot.pairs)
 
@@ -495,16 +500,26 @@ def _pairs(slot: SlotCalibration) -> str:
 def table(found: Calibration) -> Table:
     """The calibration for a terminal."""
     shown = Table(title=f"{found.machine_class}: what it can tell apart", title_justify="left")
-    for heading in ("slot", "pairs", "spread", "bias", "false gates", "gates 90 % of", "resolves", "s a pair"):
+    for heading in (
+        "slot",
+        "pairs",
+        "spread",
+        "bias",
+        "false gates",
+        "called slower",
+        "gates 90 % of",
+        "resolves",
+        "s a pair",
+    ):
         shown.add_column(heading, justify="left" if heading == "slot" else "right")
     for name, slot in found.slots.items():
-        rate = slot.false_gates
         shown.add_row(
             name,
             str(slot.pairs),
             percent(slot.spread, 2),
             str(slot.bias),
-            f"{percent(rate.rate, 2)} [{percent(rate.low, 2)}, {percent(rate.high, 2)}]",
+            _rate(slot.false_gates),
+            _rate(slot.false_losses) if slot.false_losses else "",
             percent(slot.effect_at_90) if slot.effect_at_90 is not None else "> 50 %",
             percent(slot.equivalence),
             f"{slot.seconds_per_pair:.1f}",

@@ -64,6 +64,8 @@ class SlotCalibration(msgspec.Struct, frozen=True):
     effect_at_90: float | None
     """The gain that the rule gates with 90 % power; None where it is beyond 50 %."""
     seconds_per_pair: float
+    false_losses: Rate | None = None
+    """How often the rule calls identical code slower, which fails it; None where it was not learned."""
     suite_versions: int = 1
     """How many versions of the suites the pairs were measured by."""
     planted: list[Planted] = []

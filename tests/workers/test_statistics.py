@@ -196,6 +196,12 @@ class TestRule:
         assert decision.kind == "no_difference"
         assert decision.estimate.largest < 0.005
 
+    def test_a_loss_is_tested_against_one_that_does_not_matter(self):
+        # Memory placed badly for one side for good shows about as much: clearly below nothing, not clearly worth failing for.
+        assert Rule().decide(steady(-0.006, 24, spread=0.004)).kind == "no_difference"
+        assert Rule().decide(steady(-0.012, 24, spread=0.004)).kind == "slower"
+        assert Rule(relevance=0.0).decide(steady(-0.006, 24, spread=0.004)).kind == "slower"
+
     def test_gain_too_small_to_matter_ends_as_no_difference(self):
         decision = Rule().decide(steady(0.002, 8, spread=0.001))
         assert decision.kind == "no_difference"

@@ -333,7 +333,12 @@ def play_on_device(slow: dict[str, int]) -> tuple[PairBench, list[tuple[str, Any
             source=Source(b"turns"),
             open=lambda side: DevicePlayer(side, made, slow.get(side, -1)),
             hosts=SimpleNamespace(
-                roomy=False, threads=1, processors=frozenset({0}), ahead_seconds=lambda: 0.0, end=lambda: None
+                roomy=False,
+                threads=1,
+                processors=frozenset({0}),
+                ahead_seconds=lambda: 0.0,
+                end=lambda: None,
+                onto_free_cores=lambda process: None,
             ),
         ),
     )

@@ -4,6 +4,7 @@ import functools
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ import torch
 from workers import wire
 from workers.judge import accelerator
 from workers.judge.client import HostClient
+from workers.judge.cores import Cores
 from workers.judge.device import DeviceClient, Refills
 from workers.sandbox import GIB, MIB, SLOTS, Confinement, HostProcess, Limits, SandboxError, interpreter_view, spawn
 
@@ -76,6 +78,9 @@ class Hosts:
     """All that this process had before it stepped aside; empty where it has not."""
     _threads: int = field(default=1, init=False, repr=False)
     """And the threads that it computed with."""
+    _cores: Cores = field(default_factory=Cores, init=False, repr=False)
+    _chosen: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    """The processors on which host and judge were put last."""
 
     def open(self, side: Side) -> HostClient:
         """A fresh host that has imported the side's slot file; those before it are ended first.
@@ -261,6 +266,24 @@ class Hosts:
             # What the judge computes there is small, and threads that wait for each other spin: 16 of them on 6 processors took 60 ms to draw a call, one takes 4.
             self._threads = torch.get_num_threads()
             torch.set_num_threads(1)
+
+    def onto_free_cores(self, process: HostProcess) -> None:
+        """Puts a host, and this thread, on processors whose cores nobody else uses now. It may go on to others that are its share.
+
+        Only where this process has stepped aside, and there is room.
+        """
+        own, ahead = self._shared_out()
+        bound = self._cpus()
+        if not self._processors or not self.roomy or own is None or ahead is None or bound is None:
+            return
+        theirs = self._chosen["host"] = self._cores.free(bound | (ahead - own), self._chosen.get("host"))
+        ours = self._chosen["judge"] = self._cores.free(own, self._chosen.get("judge"))
+        for _, waiting, _ in self._ahead:
+            waiting.bind((ahead - {theirs}) or ahead)
+        process.bind({theirs})
+        # Where it sleeps it wakes up again.
+        process.bind(bound | {theirs})
+        os.sched_setaffinity(threading.get_native_id(), {ours})
 
     def _confinement(self, side: Side, fd: int, cpus: frozenset[int] | None, slot: int) -> Confinement:
         view = interpreter_view()

@@ -10,7 +10,7 @@ The errors, for a head that is no different from base:
 - It is called faster and gates with a chance of at most `alpha` x `confirm_alpha` (0.05 x 0.10 = 0.5 %): the looks share `alpha` by the
   union bound, and the coins of the fresh pairs know nothing of the earlier ones. That leaves room for what coins do not
   cover, such as memory placed badly for one side for good.
-- It is called slower with a chance of at most `slower_alpha`.
+- It is called slower with a chance of at most `slower_alpha`, as is one that has lost no more than `relevance`.
 - A gain is blocked for a case that is not worse than its floor with a chance of at most `case_alpha`, over all cases and both tests.
 """
 
@@ -146,7 +146,7 @@ class Decision(msgspec.Struct, frozen=True):
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The rule of one attempt, fixed before its first pair. Pure: the same pairs always give the same decision.
 
-    `alpha`: of this try (`alpha_for_try`). `relevance`: gains below it are not worth a merge, losses below it are no reason to fail.
+    `alpha`: of this try (`alpha_for_try`). `relevance`: gains below it are not worth a merge; losses up to it are no reason to fail, and a loss is tested against it.
     `equivalence`: the largest difference that "no difference" may leave possible; what a machine class can resolve. `bias`: the gain
     that identical code may show on this machine class; a gain is tested against it. `floors`: per case, the loss that identical
     code may show; `floor` for cases that are not listed. `futility`: the chance of a confirmed gain below which it stops, unless the chance of a clear
@@ -284,8 +284,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self._report("faster", f"faster: {whole}, {len(logs)} pairs, {_p(p)}; to be confirmed", logs, whole, p)
 
     def _slower(self, gate: Floats, whole: Estimate) -> bool:
-        clear = sign_flip_p(-gate) <= self.slower_levels[len(gate)] * (1 + 1e-12)
-        return clear and whole.high < 0 and whole.gain <= -self.relevance
+        clear = sign_flip_p(-gate, self._no_loss) <= self.slower_levels[len(gate)] * (1 + 1e-12)
+        return clear and whole.high < 0
+
+    @property
+    def _no_loss(self) -> float:
+        """The loss, as a logarithm, that a loss is tested against."""
+        return -math.log1p(-self.relevance)
 
     def _lost(self, logs: LogRatios) -> dict[str, float]:
         """Cases that lost more than their floor. It is looked for twice, at the find and at its confirmation, so each has half the level."""
@@ -317,7 +322,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _chance_of_loss(self, gate: Floats) -> float:
         """The chance that the last look finds a loss, if the trend so far is the truth."""
-        return self._chance_at_last_look(_normal_score(-gate), len(gate), self.slower_levels[self.looks[-1]])
+        score = _normal_score(-gate - self._no_loss)
+        return self._chance_at_last_look(score, len(gate), self.slower_levels[self.looks[-1]])
 
     def _chance_at_last_look(self, z: float, count: int, level: float) -> float:
         # Conditional power under the current trend: Lan, Simon & Halperin, Sequential Analysis 1, 1982; in B-values: Proschan, Lan &

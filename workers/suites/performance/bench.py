@@ -510,6 +510,7 @@ class PairBench:
             samples.append(once(number, keep=number in chosen))
             refills.append(client.last_refill_seconds)
 
+        hosts.onto_free_cores(client.process)  # type: ignore[arg-type]
         course.furnace.heat(HEAT_AGAIN_SECONDS)
         warm_up = WARM_UP_AGAIN_CALLS if turn.number else course.warm_up_calls
         warm = [once("warm", turn.number, number) for number in range(warm_up)]
