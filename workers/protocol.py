@@ -175,7 +175,7 @@ class CaseSpeed(msgspec.Struct, frozen=True):
 
 
 class PairRecord(msgspec.Struct, frozen=True):
-    """One AB/BA pair: per case the median seconds per call of each side, on an accelerator the geometric mean over passes of theirs. `phase` is "stop" or "confirm", or "same" where both sides are base."""
+    """One AB/BA pair: per case the median seconds per call of each side. `phase` is "stop" or "confirm", or "same" where both sides are base."""
 
     index: int
     order: Literal["AB", "BA"]

@@ -38,7 +38,7 @@ SAMPLE_SECONDS = 0.05
 STRETCH = 2
 TURNS = {"cpu": 2, "cuda": 1}
 # How often a process on the accelerator goes through all cases. Calls that launch hundreds of kernels have two speeds there, 1.4 apart, for
-# a tenth of a second or some seconds at a time: a virtual machine's processor is half of a core, whose other half is at work for
+# a tenth of a second or some seconds at a time: most likely a virtual machine's processor is half of a core, whose other half is at work for
 # somebody else, or is not. Calls made one after the other would all meet the same one.
 PASSES = 4
 WARM_UP_CALLS = {"cpu": 1, "cuda": 4}
@@ -89,19 +89,16 @@ class Drawn:
 
 @dataclass
 class Timing:
-    """What one process gave for one case: seconds of each call of its sample, by pass, of at least `SAMPLE_SECONDS` together."""
+    """What one process gave for one case: seconds of each call of its sample, of at least `SAMPLE_SECONDS` together.
 
-    passes: list[list[float]] = field(default_factory=list)
+    Of all passes the median: a mean of theirs would be worth cheating for in one of them.
+    """
 
-    @property
-    def samples(self) -> list[float]:
-        """Of all passes."""
-        return [seconds for samples in self.passes for seconds in samples]
+    samples: list[float] = field(default_factory=list)
 
     @property
-    def seconds(self) -> float:
-        """The median of a pass; of several the geometric mean of theirs: of calls with two speeds, a median of all would be one or the other."""
-        return statistics.geometric_mean(statistics.median(samples) for samples in self.passes)
+    def median(self) -> float:
+        return statistics.median(self.samples)
 
 
 class Course:
@@ -440,7 +437,7 @@ class PairBench:
                 course.check(name, one, item, answer)
             samples = [answer.seconds for answer in answers[one][course.warm_up_calls :]]
             course.check_compiling(one, self.pair, answers[one][0].seconds - statistics.median(samples))
-            self.timings[one].setdefault(name, Timing([[]])).passes[0].extend(samples)
+            self.timings[one].setdefault(name, Timing()).samples.extend(samples)
             if one == other:
                 benchmark.extra_info[f"{one}, seconds"] = samples
         self._left -= 1
@@ -533,7 +530,7 @@ class PairBench:
                 course.compare_faces(
                     name, client, call, answer, course.source.child(name, "excerpt", self.pair, side, turn.number)
                 )
-        self.timings[side].setdefault(name, Timing()).passes.append(samples)
+        self.timings[side].setdefault(name, Timing()).samples.extend(samples)
         if turn.number == 0:
             course.check_compiling(side, self.pair, warm[0] - statistics.median(samples))
 
