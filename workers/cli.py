@@ -140,11 +140,12 @@ def _seed(text: str) -> bytes:
 
 
 def exit_status(outcome: Outcome) -> int:
-    """0 where all passed, 2 where an implementation was not judged, for something on our side or because it is not for this machine, else 1."""
-    if any(reason.code == "unsupported" for item in outcome.implementations for reason in item.reasons):
-        return COULD_NOT_JUDGE
+    """0 where all passed, 1 where one did not; 2 where one was not judged, for something on our side, or, the others having passed, as it is not for this machine."""
     statuses = [outcome.status, *(item.status for item in outcome.implementations)]
     if any(status in OURS for status in statuses):
+        return COULD_NOT_JUDGE
+    failed = [item for item in outcome.implementations if item.status != "passed"]
+    if failed and all(reason.code == "unsupported" for item in failed for reason in item.reasons):
         return COULD_NOT_JUDGE
     return PASSED if all(status == "passed" for status in statuses) else NOT_PASSED
 

@@ -59,6 +59,25 @@ def test_timed_calls_tell_an_output_of_the_next_coarser_dtype(dtype: str, coarse
     assert compare_output("y", expected.to(coarser).float(), expected, None, dtype) is not None
 
 
+def test_timed_calls_tell_attention_in_eight_bits_from_attention_in_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(tokens, 64, generator=generator).bfloat16().float() for tokens in (32, 512, 512))
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return (q @ k.T / 8).softmax(-1).to(q.dtype) @ v
+
+    def eight_bits(x: torch.Tensor) -> torch.Tensor:
+        step = x.abs().amax(-1, keepdim=True) / 127
+        return (x / step).round() * step
+
+    expected = attend(q, k, v)
+    rounded = attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
+    assert compare_output("out", rounded, expected, None, "bfloat16") is None
+    finding = compare_output("out", attend(*map(eight_bits, (q, k, v))), expected, None, "bfloat16")
+    assert finding is not None
+    assert "systematic error" in finding.sentence
+
+
 def test_a_small_error_everywhere_is_systematic() -> None:
     expected, _ = outputs()
     finding = compare_output("y", expected.bfloat16().float(), expected, None, "float32")

@@ -63,20 +63,28 @@ def test_the_probe_works_on_the_processor_that_it_is_asked_for() -> None:
 
 
 class Bound:
-    """A host's process, of which only where it may run counts."""
+    """A host's process and client, of which only where it may run counts, and where it may when it is woken up."""
 
     def __init__(self) -> None:
         self.to: list[set[int]] = []
+        self.woken: list[set[int]] = []
+
+    @property
+    def process(self) -> "Bound":
+        return self
 
     def bind(self, cpus: set[int]) -> None:
         self.to.append(set(cpus))
+
+    def wake(self) -> None:
+        self.woken.append(self.to[-1])
 
 
 @pytest.fixture
 def sixteen(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
     """A machine of sixteen processors; where this thread was put."""
     put: list[set[int]] = []
-    monkeypatch.setattr(hosts, "_siblings", lambda cpu: frozenset({cpu}))
+    monkeypatch.setattr(hosts, "_siblings", lambda cpu: frozenset({cpu, cpu ^ 1}))
     monkeypatch.setattr(hosts.os, "sched_setaffinity", lambda thread, cpus: put.append(set(cpus)))
     return put
 
@@ -84,19 +92,21 @@ def sixteen(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
 def test_a_host_is_put_on_a_free_core_and_the_one_that_is_started_ahead_keeps_off_it(sixteen: list[set[int]]) -> None:
     found = Hosts("full", threads=4, device="cuda")
     found._processors = list(range(16))
-    slow = {*range(16)} - {3, 9}
+    slow = {*range(16)} - {3, 8}
     found._cores = Cores(machine(slow, []))
     waiting, host = Bound(), Bound()
     found._ahead = [(None, waiting, None)]  # type: ignore[list-item]
     found.onto_free_cores(host)  # type: ignore[arg-type]
-    # Judge: 0 to 5, started ahead: 6 to 11, host: 12 to 15.
-    assert host.to == [{9}, {9, 12, 13, 14, 15}]
-    assert waiting.to == [{6, 7, 8, 10, 11}]
+    # Judge: 0 to 5, started ahead: 6 to 11, host: 12 to 15; 2n and 2n + 1 are one core.
+    assert host.to == [{8}, {8, 12, 13, 14, 15}]
+    assert host.woken == [{8}]
+    assert waiting.to == [{6, 7, 10, 11}]
     assert sixteen == [{3}]
-    slow.add(9)
+    slow.add(8)
     slow.remove(14)
     found.onto_free_cores(host)  # type: ignore[arg-type]
     assert host.to[2:] == [{14}, {12, 13, 14, 15}]
+    assert host.woken[1:] == [{14}]
     assert waiting.to[1:] == [{6, 7, 8, 9, 10, 11}]
 
 

@@ -224,7 +224,7 @@ def play(
             ),
         ),
     )
-    course.check_compiling = MethodType(Course.check_compiling, course)
+    course.note_compiling = MethodType(Course.note_compiling, course)
     bench = PairBench(course, 0, order, last=last)  # type: ignore[arg-type]
     for turn in bench.parameters()["turn"]:
         bench.measure(Rounds(), turn, course.published[0])
@@ -273,11 +273,13 @@ def test_what_first_calls_take_longer_is_compiling(order: str) -> None:
     assert course.compiling["head"][0] == pytest.approx(7.0)
 
 
-def test_compiling_has_a_budget() -> None:
-    with pytest.raises(CallTimedOut, match="took 31 s longer than later ones; compiling may take 30 s"):
-        play("AB", compiles=(0.0, 31.0))
-    with pytest.raises(SandboxError, match="base's own module"):
-        play("AB", compiles=(31.0, 0.0))
+@pytest.mark.parametrize(("seconds", "error"), [((0.0, 31.0), CallTimedOut), ((31.0, 0.0), SandboxError)])
+def test_compiling_has_a_budget(seconds: tuple[float, float], error: type[Exception]) -> None:
+    course = play("AB", compiles=seconds)[0].course
+    with pytest.raises(error, match="took 31 s longer than later ones; compiling may take 30 s"):
+        Course.check_compiling(course, 0)
+    Course.check_compiling(course, 1)
+    Course.check_compiling(play("AB", compiles=(29.0, 29.0))[0].course, 0)
 
 
 # -- on an accelerator ------------------------------------------------------------------------------------------------
@@ -305,10 +307,17 @@ class DevicePlayer(DeviceClient):
         return Answer(0.0014 if slow else 0.001, {"kept": keep} if keep else {})
 
 
-def play_on_device(slow: dict[str, int]) -> tuple[PairBench, list[tuple[str, Any]], list[tuple[str, object]]]:
-    """A pair of two cases on an accelerator; `slow`: the pass in which a side's calls take longer."""
+def play_on_device(
+    slow: dict[str, int], wrong: str = ""
+) -> tuple[PairBench, list[tuple[str, Any]], list[tuple[str, object]]]:
+    """A pair of two cases on an accelerator; `slow`: the pass in which a side's calls take longer; `wrong`: the side whose are."""
     made: list[tuple[str, Any]] = []
     compared: list[tuple[str, object]] = []
+
+    def compare_one(name: str, side: str, call: Any, answer: Answer) -> None:
+        compared.append((side, call.labels))
+        if side == wrong:
+            raise Wrong(Finding("It is wrong."), name)
 
     def draw_one(name: str, side: str, *labels: object) -> SimpleNamespace:
         return SimpleNamespace(recorded=False, labels=(name, *labels[1:]))
@@ -326,7 +335,7 @@ def play_on_device(slow: dict[str, int]) -> tuple[PairBench, list[tuple[str, Any
         chosen=lambda name, side, pair: {1, 2 * CALLS},
         draw_one=draw_one,
         check_floor=lambda *_: None,
-        compare_one=lambda name, side, call, answer: compared.append((side, call.labels)),
+        compare_one=compare_one,
         compiling={"base": {}, "head": {}},
         trial=SimpleNamespace(
             remaining=lambda: 30.0,
@@ -338,11 +347,11 @@ def play_on_device(slow: dict[str, int]) -> tuple[PairBench, list[tuple[str, Any
                 processors=frozenset({0}),
                 ahead_seconds=lambda: 0.0,
                 end=lambda: None,
-                onto_free_cores=lambda process: None,
+                onto_free_cores=lambda client: made.append((client.side, "placed")),
             ),
         ),
     )
-    course.check_compiling = MethodType(Course.check_compiling, course)
+    course.note_compiling = MethodType(Course.note_compiling, course)
     bench = PairBench(course, 0, "BA")  # type: ignore[arg-type]
     parameters = bench.parameters()
     for turn in parameters["turn"]:
@@ -357,8 +366,8 @@ def test_a_process_goes_through_its_cases_several_times() -> None:
     names = [turn.name for turn in bench.parameters()["turn"]]
     assert len(set(names)) == len(names) == 2 * PASSES
     assert [side for side, what in made if what == "hold a"] == ["head"] * PASSES + ["base"] * PASSES
-    order = [what for side, what in made if side == "head" and str(what).startswith("hold")]
-    assert order == ["hold a", "hold b"] * PASSES
+    order = [what for side, what in made if side == "head" and str(what).startswith(("hold", "placed"))]
+    assert order == ["hold a", "placed", "hold b", "placed"] * PASSES
     for side in ("base", "head"):
         drawn = [what for who, what in made if who == side and isinstance(what, tuple)]
         assert len(drawn) == len(set(drawn)), "no call is made twice"
@@ -382,3 +391,7 @@ def test_what_base_does_wrong_is_not_heads_fault() -> None:
         play("AB", wrong="base")
     with pytest.raises(Wrong):
         play("BA", wrong="head")
+    with pytest.raises(SandboxError, match="base's own module"):
+        play_on_device({}, wrong="base")
+    with pytest.raises(Wrong):
+        play_on_device({}, wrong="head")

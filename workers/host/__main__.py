@@ -105,7 +105,7 @@ def describe(error: BaseException, slot_file: str) -> Failed:
     kind = type(error).__name__
     if ours:
         sentence = str(error)
-    elif isinstance(error, SyntaxError):
+    elif isinstance(error, SyntaxError) and error.filename == slot_file:
         sentence = f"SyntaxError in line {error.lineno}: {error.msg}."
         text = "".join(traceback.format_exception_only(error))[-16_000:]
     else:

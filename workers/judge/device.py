@@ -234,13 +234,17 @@ class DeviceClient(HostClient):
         memory = ready.outputs.bytes.view(torch.int64)
         torch.cuda.synchronize()
         # The host's process is awake when the clock starts: waking up takes as long as a short call.
-        self._ask(wire.Hold([], []), [], 0, deadline, what)
+        self.wake(deadline, what)
         self._expect_silence()
         self._wait_until(deadline, what)
         # As late as can be: what is rewritten is seen by whoever looks.
         with rewritten(self._rewritable(ready.call), ready.call.rewrites):
             torch.cuda.synchronize()
             return self._clocked_here(ready, keep, target, memory)
+
+    def wake(self, deadline: float | None = None, what: str = "an empty request") -> None:
+        """Has the host answer a request that asks for nothing; it stays awake for a moment after that."""
+        self._ask(wire.Hold([], []), [], 0, deadline or time.monotonic() + self.call_timeout, what)
 
     def again(self) -> None:
         """Not for an accelerator, whose processes take no turns."""

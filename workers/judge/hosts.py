@@ -267,8 +267,8 @@ class Hosts:
             self._threads = torch.get_num_threads()
             torch.set_num_threads(1)
 
-    def onto_free_cores(self, process: HostProcess) -> None:
-        """Puts a host, and this thread, on processors whose cores nobody else uses now. It may go on to others that are its share.
+    def onto_free_cores(self, client: DeviceClient) -> None:
+        """Puts a host, and this thread, on processors whose cores nobody else uses now. The host may go on to others that are its share.
 
         Only where this process has stepped aside, and there is room.
         """
@@ -279,9 +279,11 @@ class Hosts:
         theirs = self._chosen["host"] = self._cores.free(bound | (ahead - own), self._chosen.get("host"))
         ours = self._chosen["judge"] = self._cores.free(own, self._chosen.get("judge"))
         for _, waiting, _ in self._ahead:
-            waiting.bind((ahead - {theirs}) or ahead)
+            waiting.bind(_without_siblings(ahead, frozenset({theirs})) or ahead)
+        # The kernel moves nobody who sleeps: it has to wake up where it shall stay, and wakes up there from then on.
+        process: HostProcess = client.process  # type: ignore[assignment]
         process.bind({theirs})
-        # Where it sleeps it wakes up again.
+        client.wake()
         process.bind(bound | {theirs})
         os.sched_setaffinity(threading.get_native_id(), {ours})
 

@@ -131,6 +131,9 @@ class _Stage:
             self.repeats += 1
             thrown_away.append("; ".join(reasons))
             self.trial.say("performance", f"Pair {index + 1} is repeated: {reasons[0]}", done, total, "pairs")
+        # Only of what nothing else disturbed as far as is known: a compiler that has half of a processor takes twice as long.
+        if not reasons:
+            self.course.check_compiling(index)
         # Else whoever declares only the cases that suit it would be compared on those alone.
         refused = dict.fromkeys(self.course.refused, REFUSED_SECONDS)
         record = PairRecord(

@@ -121,9 +121,13 @@ class HostProcess:
         processes.go_on(self.pid)
 
     def bind(self, cpus: Iterable[int]) -> None:
-        """Let the host and all that it started run on these processors only."""
-        if not self._gone() and (self._group is None or not self._group.bind(cpus)):
-            processes.bind(self.pid, cpus)
+        """Let the host and all that it started run on these processors only, and on each of them."""
+        if self._gone():
+            return
+        if self._group is not None:
+            self._group.bind(cpus)
+        # What a thread was given before, by its starter or by an earlier call, the kernel intersects with its group's.
+        processes.bind(self.pid, cpus)
 
     def give_way(self, yes: bool) -> None:
         """Let the host and all that it started run only where nobody else would, or as usual again. Raises PermissionError where only

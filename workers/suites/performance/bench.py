@@ -294,15 +294,23 @@ class Course:
             raise Wrong(finding, case_name, recipe=recipe_of(case, *drawn.labels))
         self._check_floor(case, self.held[side][case_name], drawn.call, answer.seconds)
 
-    def check_compiling(self, side: SideName, pair: int, seconds: float) -> None:
-        """Adds what a case's first call took beyond later ones. Raises CallTimedOut where a process has spent more on that than it may."""
-        spent = self.compiling[side].get(pair, 0.0) + max(0.0, seconds)
-        self.compiling[side][pair] = spent
-        if spent > COMPILE_SECONDS:
-            raise CallTimedOut(
+    def note_compiling(self, side: SideName, pair: int, seconds: float) -> None:
+        """Adds what a case's first call took beyond later ones."""
+        self.compiling[side][pair] = self.compiling[side].get(pair, 0.0) + max(0.0, seconds)
+
+    def check_compiling(self, pair: int) -> None:
+        """Called for pairs that count. Raises CallTimedOut where head's process has spent more on compiling than it may, SandboxError for base's."""
+        for side, pairs in self.compiling.items():
+            spent = pairs.get(pair, 0.0)
+            if spent <= COMPILE_SECONDS:
+                continue
+            sentence = (
                 f"The first calls in one process took {spent:.0f} s longer than later ones; compiling may take {COMPILE_SECONDS:.0f} s, of all "
                 "cases together. Each pair starts fresh processes, which compile anew: compile for fewer shapes, or what compiles faster."
             )
+            if side == "base":
+                raise SandboxError(f"The base's own module compiles for too long. {sentence}")
+            raise CallTimedOut(sentence)
 
     def check_floor(self, case_name: str, side: SideName, call: Call, seconds: float) -> None:
         """Whether a call took the time that any machine of this kind needs. Raises Impossible."""
@@ -374,29 +382,28 @@ class PairBench:
         return ("base", "head") if self.order == "AB" else ("head", "base")
 
     def measure(self, benchmark: Any, turn: Turn, published: Case) -> None:
-        """Times one case in one turn: pytest-benchmark's rounds are our calls, its timer is the judge's clock."""
-        benchmark.extra_info["side"] = turn.side
-        if self.course.on_device:
-            self._measure_on_device(benchmark, turn, published.name)
-        else:
-            self._measure(benchmark, turn.side, published.name)
+        """Times one case in one turn: pytest-benchmark's rounds are our calls, its timer is the judge's clock.
 
-    def _measure(self, benchmark: Any, side: SideName, name: str) -> None:
-        """Before a stretch of `side` the other process makes the same calls, in the setup of pytest-benchmark's round.
-
-        So in the two turns of a pair each process goes first as often as second, and both have the same number of calls.
         Raises SandboxError for what base does wrong: it is no fault of head's.
         """
+        benchmark.extra_info["side"] = turn.side
         try:
-            if not self._clients:
-                self._begin()
-            self._take_turns(benchmark, side, name)
+            if self.course.on_device:
+                self._measure_on_device(benchmark, turn, published.name)
+            else:
+                self._take_turns(benchmark, turn.side, published.name)
         except (CallFailed, Wrong) as error:
             if self._at == "base":
                 raise SandboxError(f"The base's own module failed while it was timed: {error}") from error
             raise
 
     def _take_turns(self, benchmark: Any, side: SideName, name: str) -> None:
+        """Before a stretch of `side` the other process makes the same calls, in the setup of pytest-benchmark's round.
+
+        So in the two turns of a pair each process goes first as often as second, and both have the same number of calls.
+        """
+        if not self._clients:
+            self._begin()
         course = self.course
         other: SideName = "head" if side == "base" else "base"
         count = course.warm_up_calls + course.calls[name]
@@ -436,7 +443,7 @@ class PairBench:
             for item, answer in zip(drawn[one], answers[one], strict=True):
                 course.check(name, one, item, answer)
             samples = [answer.seconds for answer in answers[one][course.warm_up_calls :]]
-            course.check_compiling(one, self.pair, answers[one][0].seconds - statistics.median(samples))
+            course.note_compiling(one, self.pair, answers[one][0].seconds - statistics.median(samples))
             self.timings[one].setdefault(name, Timing()).samples.extend(samples)
             if one == other:
                 benchmark.extra_info[f"{one}, seconds"] = samples
@@ -488,6 +495,7 @@ class PairBench:
     def _measure_on_device(self, benchmark: Any, turn: Turn, name: str) -> None:
         course, side = self.course, turn.side
         assert course.furnace is not None
+        self._at = side
         hosts, client = course.trial.hosts, self._device_client(turn)
         client.hold(course.held[side][name], name)
         chosen = course.chosen(name, side, self.pair)
@@ -507,7 +515,7 @@ class PairBench:
             samples.append(once(number, keep=number in chosen))
             refills.append(client.last_refill_seconds)
 
-        hosts.onto_free_cores(client.process)  # type: ignore[arg-type]
+        hosts.onto_free_cores(client)
         course.furnace.heat(HEAT_AGAIN_SECONDS)
         warm_up = WARM_UP_AGAIN_CALLS if turn.number else course.warm_up_calls
         warm = [once("warm", turn.number, number) for number in range(warm_up)]
@@ -532,7 +540,7 @@ class PairBench:
                 )
         self.timings[side].setdefault(name, Timing()).samples.extend(samples)
         if turn.number == 0:
-            course.check_compiling(side, self.pair, warm[0] - statistics.median(samples))
+            course.note_compiling(side, self.pair, warm[0] - statistics.median(samples))
 
     def _device_client(self, turn: Turn) -> DeviceClient:
         course, hosts = self.course, self.course.trial.hosts
