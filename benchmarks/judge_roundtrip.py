@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from benchmarks.judge_trial import report, trial_of
+from benchmarks.judge_trial import answering, report, trial_of
 from engine.slots.kinds.activation import swiglu_call
 
 TARGET_SECONDS = {"cpu": 100e-6, "cuda": 30e-6}
@@ -27,26 +27,22 @@ MESSAGE_BYTES = 300
 
 def bare_exchange(calls: int, ours: frozenset[int], theirs: frozenset[int]) -> list[float]:
     """Seconds of each exchange between two processes that wait in the kernel for each other, one on `ours`, one on `theirs`."""
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with one, other:
-        child = os.fork()
-        if child == 0:
-            one.close()
-            os.sched_setaffinity(0, theirs)
-            while message := other.recv(MESSAGE_BYTES):
-                other.send(message)
-            os._exit(0)
-        other.close()
-        before = os.sched_getaffinity(0)
+
+    def echo(sock: socket.socket) -> None:
+        os.sched_setaffinity(0, theirs)
+        while message := sock.recv(MESSAGE_BYTES):
+            sock.send(message)
+
+    before = os.sched_getaffinity(0)
+    seconds, message = [], bytes(MESSAGE_BYTES)
+    with answering(echo) as (sock, _):
         os.sched_setaffinity(0, ours)
-        seconds, message = [], bytes(MESSAGE_BYTES)
         for _ in range(calls):
             began = time.perf_counter()
-            one.send(message)
-            one.recv(MESSAGE_BYTES)
+            sock.send(message)
+            sock.recv(MESSAGE_BYTES)
             seconds.append(time.perf_counter() - began)
         os.sched_setaffinity(0, before)
-    os.waitpid(child, 0)
     return seconds
 
 

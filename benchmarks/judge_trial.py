@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,24 @@ def trial_of(slot: str) -> Iterator[Trial]:
             yield Trial(judged, hosts, Source(os.urandom(32)), where, lambda *_: None)
         finally:
             hosts.close()
+
+
+@contextmanager
+def answering(serve: Callable[[socket.socket], None]) -> Iterator[tuple[socket.socket, int]]:
+    """Our end of the socket that a child process serves until it is closed, and the child's number.
+
+    To be entered before this process has met CUDA, which no child may inherit.
+    """
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with one, other:
+        child = os.fork()
+        if child == 0:
+            one.close()
+            serve(other)
+            os._exit(0)
+        other.close()
+        yield one, child
+    os.waitpid(child, 0)
 
 
 def report(table: Table, figures: dict[str, Any], out: Path | None) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from benchmarks.judge_trial import report
+from benchmarks.judge_trial import answering, report
 from workers.judge.cores import Cores
 
 LAUNCHES = 700
@@ -65,34 +65,22 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.01, help="seconds between calls (default 0.01)")
     parser.add_argument("--out", type=Path, help="write every call's seconds as JSON")
     options = parser.parse_args()
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    # Before this process has met CUDA, which no child may inherit.
-    child = os.fork()
-    if child == 0:
-        one.close()
-        serve(other)
-        os._exit(0)
-    other.close()
-    one.recv(8)
-    mine = sorted(os.sched_getaffinity(0))
-    own, theirs = mine[: max(1, len(mine) // 4)], mine[len(mine) // 4 :] or mine
-    cores, chosen = Cores(), theirs[-1]
     found: dict[str, list[tuple[float, float]]] = {"on one processor": [], "on a free one": []}
-    for turn in itertools.count():
-        name = list(found)[turn % 2]
-        if len(found[name]) >= options.calls:
-            break
-        for _ in range(STRETCH):
-            if turn % 2:
-                chosen = cores.free(theirs, chosen)
-                os.sched_setaffinity(0, own)
-            os.sched_setaffinity(child, {chosen if turn % 2 else theirs[-1]})
-            time.sleep(options.pause)
-            one.send(b"x")
-            seconds, used = struct.unpack("dd", one.recv(16))
-            found[name].append((seconds, used))
-    one.close()
-    os.waitpid(child, 0)
+    with answering(serve) as (sock, child):
+        sock.recv(8)
+        mine = sorted(os.sched_getaffinity(0))
+        own, theirs = mine[: max(1, len(mine) // 4)], mine[len(mine) // 4 :] or mine
+        cores, chosen = Cores(), theirs[-1]
+        while len(found["on a free one"]) < options.calls:
+            for name, calls in found.items():
+                for _ in range(STRETCH):
+                    if name == "on a free one":
+                        chosen = cores.free(theirs, chosen)
+                        os.sched_setaffinity(0, own)
+                    os.sched_setaffinity(child, {chosen if name == "on a free one" else theirs[-1]})
+                    time.sleep(options.pause)
+                    sock.send(b"x")
+                    calls.append(struct.unpack("dd", sock.recv(16)))
     table = Table(title=f"{LAUNCHES} launches, ms a call", title_justify="left")
     for heading in ("", "shortest", "10 %", "median", "90 %", "slow", "stretches of slow ones"):
         table.add_column(heading, justify="left" if not heading else "right")

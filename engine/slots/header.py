@@ -68,7 +68,8 @@ def decode_source(data: bytes) -> str:
 
 def parse_header(source: str) -> Header:
     """The header declared in `source`. Raises HeaderError with a sentence that says what to write instead."""
-    blocks = list(BLOCK.finditer(source.replace("\r\n", "\n")))
+    source = source.replace("\r\n", "\n")
+    blocks = list(BLOCK.finditer(source))
     if not blocks:
         raise HeaderError(
             "The file has no swapbench header. Start it with a comment block '# /// swapbench' ... '# ///' "
@@ -82,7 +83,7 @@ def parse_header(source: str) -> Header:
         values = tomllib.loads(toml)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         # It counts from the block's first line.
-        before = source.replace("\r\n", "\n").count("\n", 0, blocks[0].start("content"))
+        before = source.count("\n", 0, blocks[0].start("content"))
         said = re.sub(r"at line (\d+), column \d+", lambda at: f"line {before + int(at[1])}", str(error))
         raise HeaderError(f"The swapbench header is not valid TOML: {said}.") from None
 

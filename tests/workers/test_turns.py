@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from workers.judge.client import Answer, CallTimedOut, HostClient, Tampered
 from workers.judge.device import DeviceClient
 from workers.judge.trial import Wrong
 from workers.sandbox import SandboxError
-from workers.suites.performance.bench import PASSES, Course, Drawn, PairBench
+from workers.suites.performance.bench import PASSES, Drawn, PairBench
 
 
 @dataclass
@@ -210,7 +210,6 @@ def play(
         start_behind=lambda pair: table.started.append(pair),
         calls_of=lambda pair, first: {side: {"a": list(drawn)} for side in players},
         check=check,
-        compiling={"base": {}, "head": {}},
         trial=SimpleNamespace(
             remaining=lambda: 30.0,
             source=Source(b"turns"),
@@ -224,7 +223,6 @@ def play(
             ),
         ),
     )
-    course.note_compiling = MethodType(Course.note_compiling, course)
     bench = PairBench(course, 0, order, last=last)  # type: ignore[arg-type]
     for turn in bench.parameters()["turn"]:
         bench.measure(Rounds(), turn, course.published[0])
@@ -268,18 +266,18 @@ def test_who_works_between_calls_is_found_out() -> None:
 
 @pytest.mark.parametrize("order", ["AB", "BA"])
 def test_what_first_calls_take_longer_is_compiling(order: str) -> None:
-    course = play(order, compiles=(2.0, 7.0))[0].course
-    assert course.compiling["base"][0] == pytest.approx(2.0)
-    assert course.compiling["head"][0] == pytest.approx(7.0)
+    bench = play(order, compiles=(2.0, 7.0))[0]
+    assert bench.compiling["base"] == pytest.approx(2.0)
+    assert bench.compiling["head"] == pytest.approx(7.0)
 
 
 @pytest.mark.parametrize(("seconds", "error"), [((0.0, 31.0), CallTimedOut), ((31.0, 0.0), SandboxError)])
 def test_compiling_has_a_budget(seconds: tuple[float, float], error: type[Exception]) -> None:
-    course = play("AB", compiles=seconds)[0].course
+    bench = play("AB", compiles=seconds)[0]
     with pytest.raises(error, match="took 31 s longer than later ones; compiling may take 30 s"):
-        Course.check_compiling(course, 0)
-    Course.check_compiling(course, 1)
-    Course.check_compiling(play("AB", compiles=(29.0, 29.0))[0].course, 0)
+        bench.check_compiling()
+    play("AB")[0].check_compiling()
+    play("AB", compiles=(29.0, 29.0))[0].check_compiling()
 
 
 # -- on an accelerator ------------------------------------------------------------------------------------------------
@@ -336,7 +334,6 @@ def play_on_device(
         draw_one=draw_one,
         check_floor=lambda *_: None,
         compare_one=compare_one,
-        compiling={"base": {}, "head": {}},
         trial=SimpleNamespace(
             remaining=lambda: 30.0,
             source=Source(b"turns"),
@@ -351,7 +348,6 @@ def play_on_device(
             ),
         ),
     )
-    course.note_compiling = MethodType(Course.note_compiling, course)
     bench = PairBench(course, 0, "BA")  # type: ignore[arg-type]
     parameters = bench.parameters()
     for turn in parameters["turn"]:

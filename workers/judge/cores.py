@@ -1,17 +1,16 @@
 """Which processors of a virtual machine have their core to themselves just now.
 
-A virtual machine's processor is mostly half of a core, though it is shown as a whole one. While the other half works for somebody else, which no
-counter inside tells, everything takes about 1.4 times as long: for a tenth of a second or for some seconds, on one processor and not on the
-next (docs/h100). So this is found out by working on each for a moment.
+Work there has two speeds, 1.4 apart, for a tenth of a second or for some seconds (docs/h100). Most likely a virtual machine's processor is half of
+a core, though it is shown as a whole one, and the other half works for somebody else or does not, which no counter inside tells. So this is found
+out by working on each for a moment.
 """
 
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
 
-# Beyond the shortest time that was seen, by which a processor still counts as free; a shared one takes a quarter longer and more.
+# Beyond the shortest time that was seen, by which a processor still counts as free.
 FREE = 1.12
 ROUNDS = 5
 LOOPS = 4000
@@ -25,7 +24,7 @@ def _work() -> None:
 
 def probe(cpu: int) -> float:
     """Seconds of a little work in Python on `cpu`, the shortest of some rounds: a tenth of a millisecond each. This thread stays there."""
-    os.sched_setaffinity(threading.get_native_id(), {cpu})
+    os.sched_setaffinity(0, {cpu})
     times = []
     for _ in range(ROUNDS):
         began = time.perf_counter()

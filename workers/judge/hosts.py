@@ -4,7 +4,6 @@ import functools
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -285,7 +284,7 @@ class Hosts:
         process.bind({theirs})
         client.wake()
         process.bind(bound | {theirs})
-        os.sched_setaffinity(threading.get_native_id(), {ours})
+        os.sched_setaffinity(0, {ours})
 
     def _confinement(self, side: Side, fd: int, cpus: frozenset[int] | None, slot: int) -> Confinement:
         view = interpreter_view()

@@ -99,6 +99,8 @@ class _Stage:
     rule: Rule = field(default_factory=Rule)
     records: list[PairRecord] = field(default_factory=list)
     benchmarks: list[dict[str, Any]] = field(default_factory=list)
+    compiling: list[float] = field(default_factory=list)
+    """Seconds that head's process of each pair compiled."""
     first: int = 0
     """Index of the first pair."""
     most_pairs: int = 1 << 30
@@ -115,8 +117,6 @@ class _Stage:
             began = time.monotonic()
             if self.trial.remaining() < 1.3 * self.slowest:
                 raise BudgetEnded
-            for spent in self.course.compiling.values():
-                spent.pop(index, None)
             bench = PairBench(self.course, index, order, last=index + 1 >= self.most_pairs)
             self._run(bench)
             self.slowest = max(self.slowest, time.monotonic() - began)
@@ -133,7 +133,8 @@ class _Stage:
             self.trial.say("performance", f"Pair {index + 1} is repeated: {reasons[0]}", done, total, "pairs")
         # Only of what nothing else disturbed as far as is known: a compiler that has half of a processor takes twice as long.
         if not reasons:
-            self.course.check_compiling(index)
+            bench.check_compiling()
+        self.compiling.append(bench.compiling["head"])
         # Else whoever declares only the cases that suit it would be compared on those alone.
         refused = dict.fromkeys(self.course.refused, REFUSED_SECONDS)
         record = PairRecord(
@@ -353,7 +354,7 @@ def _report(stage: _Stage, decision: Decision) -> SpeedResult:
             )
         )
     figures: dict[str, float] = {}
-    compiling = statistics.median(stage.course.compiling["head"].values() or [0.0])
+    compiling = statistics.median(stage.compiling or [0.0])
     if compiling >= WORTH_TELLING:
         figures["compile seconds"] = compiling
     if stage.course.refused:

@@ -119,8 +119,6 @@ class Course:
         self.held: dict[SideName, dict[str, HeldSet]] = {}
         self.calls: dict[str, int] = {}
         """Timed calls in one turn or pass, by case."""
-        self.compiling: dict[SideName, dict[int, float]] = {"base": {}, "head": {}}
-        """By side and pair, seconds that the first calls of the process took beyond later ones: modules compile then."""
         self.prepares = False
         self.on_device = trial.environment.device == "cuda"
         self.turns = TURNS[trial.environment.device]
@@ -294,24 +292,6 @@ class Course:
             raise Wrong(finding, case_name, recipe=recipe_of(case, *drawn.labels))
         self._check_floor(case, self.held[side][case_name], drawn.call, answer.seconds)
 
-    def note_compiling(self, side: SideName, pair: int, seconds: float) -> None:
-        """Adds what a case's first call took beyond later ones."""
-        self.compiling[side][pair] = self.compiling[side].get(pair, 0.0) + max(0.0, seconds)
-
-    def check_compiling(self, pair: int) -> None:
-        """Called for pairs that count. Raises CallTimedOut where head's process has spent more on compiling than it may, SandboxError for base's."""
-        for side, pairs in self.compiling.items():
-            spent = pairs.get(pair, 0.0)
-            if spent <= COMPILE_SECONDS:
-                continue
-            sentence = (
-                f"The first calls in one process took {spent:.0f} s longer than later ones; compiling may take {COMPILE_SECONDS:.0f} s, of all "
-                "cases together. Each pair starts fresh processes, which compile anew: compile for fewer shapes, or what compiles faster."
-            )
-            if side == "base":
-                raise SandboxError(f"The base's own module compiles for too long. {sentence}")
-            raise CallTimedOut(sentence)
-
     def check_floor(self, case_name: str, side: SideName, call: Call, seconds: float) -> None:
         """Whether a call took the time that any machine of this kind needs. Raises Impossible."""
         self._check_floor(self.cases[case_name], self.held[side][case_name], call, seconds)
@@ -329,7 +309,6 @@ class Course:
         same = copy.copy(self)
         same.sides = dict.fromkeys(self.sides, self.sides["base"])
         same.held = dict.fromkeys(self.held, self.held["base"])
-        same.compiling = {"base": {}, "head": {}}
         return same
 
     def stop_drawing(self) -> None:
@@ -357,6 +336,8 @@ class PairBench:
     """Whether no other pair can follow."""
     timings: dict[SideName, dict[str, Timing]] = field(default_factory=lambda: {"base": {}, "head": {}})
     observations: list[Observation] = field(default_factory=list)
+    compiling: dict[SideName, float] = field(default_factory=lambda: {"base": 0.0, "head": 0.0})
+    """Seconds that the first calls of a process took beyond later ones, of all cases together: modules compile then."""
     _turn: Turn | None = None
     _awake: SideName | None = None
     _at: SideName | None = None
@@ -443,7 +424,7 @@ class PairBench:
             for item, answer in zip(drawn[one], answers[one], strict=True):
                 course.check(name, one, item, answer)
             samples = [answer.seconds for answer in answers[one][course.warm_up_calls :]]
-            course.note_compiling(one, self.pair, answers[one][0].seconds - statistics.median(samples))
+            self.compiling[one] += max(0.0, answers[one][0].seconds - statistics.median(samples))
             self.timings[one].setdefault(name, Timing()).samples.extend(samples)
             if one == other:
                 benchmark.extra_info[f"{one}, seconds"] = samples
@@ -540,7 +521,7 @@ class PairBench:
                 )
         self.timings[side].setdefault(name, Timing()).samples.extend(samples)
         if turn.number == 0:
-            course.note_compiling(side, self.pair, warm[0] - statistics.median(samples))
+            self.compiling[side] += max(0.0, warm[0] - statistics.median(samples))
 
     def _device_client(self, turn: Turn) -> DeviceClient:
         course, hosts = self.course, self.course.trial.hosts
@@ -567,6 +548,19 @@ class PairBench:
                 f"The module used {used:.2f} s of processor time while calls were pending for {pending:.2f} s: it "
                 "worked between calls, outside the clock."
             )
+
+    def check_compiling(self) -> None:
+        """Called for pairs that count. Raises CallTimedOut where head's process has spent more on compiling than it may, SandboxError for base's."""
+        for side, spent in self.compiling.items():
+            if spent <= COMPILE_SECONDS:
+                continue
+            sentence = (
+                f"The first calls in one process took {spent:.0f} s longer than later ones; compiling may take {COMPILE_SECONDS:.0f} s, of all "
+                "cases together. Each pair starts fresh processes, which compile anew: compile for fewer shapes, or what compiles faster."
+            )
+            if side == "base":
+                raise SandboxError(f"The base's own module compiles for too long. {sentence}")
+            raise CallTimedOut(sentence)
 
     def close(self) -> None:
         """Ends the hosts."""
