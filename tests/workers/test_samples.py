@@ -9,6 +9,7 @@ from types import CodeType
 import pytest
 
 from engine.corpus import evaluation_tokens
+from engine.slots.registry import load_file
 from workers.suites.integration.bench import text_lengths
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,25 @@ def instructions(path: Path) -> list[list[str]]:
 def test_the_sample_of_the_same_code_does_what_the_default_does_step_by_step() -> None:
     assert instructions(SAME) == instructions(DEFAULT)
     assert SAME.read_text() != DEFAULT.read_text()
+
+
+def taken_from_outside(path: Path) -> list[object]:
+    """What a file imports, and what it asks of torch, in order."""
+    found: list[object] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.append((node.module, [name.name for name in node.names]))
+        elif isinstance(node, ast.Import):
+            found.append([name.name for name in node.names])
+        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch."):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_it_takes_the_same_from_outside_and_can_be_loaded() -> None:
+    assert taken_from_outside(SAME) == taken_from_outside(DEFAULT)
+    header, implementation = load_file(SAME)
+    assert (header.name, implementation.__name__) == ("sdpa-tidied", "TidiedSdpa")
 
 
 def test_another_step_would_be_noticed(tmp_path: Path) -> None:
