@@ -1,6 +1,7 @@
 """Whether an output is right, and the sentence that says why not."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,21 @@ BEYOND = 6.0
 """Standard deviations by which an output must be nearer to what it was before."""
 EXACT = 1e-6
 """The relative error of what is computed in float32."""
+MANY, FAR_BEHIND = 16, 9.0
+"""Rows from which on their squared deviations say something in the mean, and how large that is when it cannot be errors: these give a half at most."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What is known of the errors of attention.
+
+    groups: key/value heads. telling: by which share of its size a head must change for a row to be judged by it; errors may be as large as a third of that.
+    coarse: whether keys or values may be rounded, each once for all rows that read it.
+    """
+
+    groups: int
+    telling: float
+    coarse: bool
 
 
 @dataclass(frozen=True)
@@ -23,7 +39,7 @@ class Bound:
 
 
 EPSILON = {"float32": 5e-6, "float16": 2.0**-10, "bfloat16": 2.0**-8}
-"""Added to twice the plain path's error: about one rounding of the output, for float32 a few reorderings of a sum."""
+"""Added to a multiple of the plain path's error: about one rounding of the output, for float32 a few reorderings of a sum."""
 
 FIXED = {"float32": Bound(1e-4, 2e-5), "float16": Bound(1.2e-2, 1.5e-3), "bfloat16": Bound(1e-1, 1e-2)}
 """Class E where the plain path is not at hand. Computing in the next coarser dtype misses `frobenius` in each, and so does attention in
@@ -41,10 +57,11 @@ def compare_output(
     dtype: str,
     quality_class: str = "E",
     row: str = "row",
+    times: float = 2.0,
 ) -> Finding | None:
     """None where `got` is close enough to `expected` (float32), else what is wrong with it.
 
-    Class E with `plain`: every element within 2 x the plain path's error + epsilon, where the plain path's error is the
+    Class E with `plain`: every element within `times` the plain path's error + epsilon, where the plain path's error is the
     largest in the element's own row, or the one that nine rows of ten stay under if that is larger; and the Frobenius
     norm likewise. Without `plain`, and for the other classes, a fixed bound. `row` names the leading dimension.
     """
@@ -80,8 +97,8 @@ def compare_output(
         plain_error = (plain.float() - expected).abs_()
         rows = plain_error.amax(-1, keepdim=True)
         usual = float(rows.flatten().kthvalue(max(1, int(0.9 * rows.numel()))).values)
-        allowed = 2 * rows.clamp(min=usual) + EPSILON[dtype] * magnitude
-        frobenius = 2 * float(torch.linalg.vector_norm(plain_error)) / max(norm, 1e-30) + EPSILON[dtype] / 2
+        allowed = times * rows.clamp(min=usual) + EPSILON[dtype] * magnitude
+        frobenius = times * float(torch.linalg.vector_norm(plain_error)) / max(norm, 1e-30) + EPSILON[dtype] / 2
     relative = total / max(norm, 1e-30)
     over = error > allowed
     figures = {"relative error": relative, "allowed relative error": frobenius}
@@ -100,6 +117,14 @@ def compare_output(
             figures,
         )
     return None
+
+
+def farthest(several: Sequence[Tensor], expected: Tensor) -> Tensor:
+    """Of each element the one that is farthest from what it should be."""
+    worst = several[0]
+    for other in several[1:]:
+        worst = torch.where((other - expected).abs() > (worst - expected).abs(), other, worst)
+    return worst
 
 
 def wrong(name: str, values: Tensor, expected: Tensor, over: Tensor, row: str, figures: dict[str, float]) -> Finding:
@@ -152,7 +177,9 @@ def diagnosis(values: Tensor, expected: Tensor) -> str:
     return ""
 
 
-def stale(name: str, got: Tensor, expected: Tensor, before: Tensor, scale: Tensor, what: str) -> Finding | None:
+def stale(
+    name: str, got: Tensor, expected: Tensor, before: Tensor, scale: Tensor, what: str, heads: Heads | None = None
+) -> Finding | None:
     """What is wrong where an output, or a row of it, is what it was `before` the call's rewrites; None where it is not, or where its errors are
     too large to tell.
 
@@ -160,20 +187,38 @@ def stale(name: str, got: Tensor, expected: Tensor, before: Tensor, scale: Tenso
     the output lies from the middle, towards `expected`; its variance is taken from the errors that were seen, each to the
     nearer of the two (the sandwich of White 1980), so that it holds whatever their sizes, as long as they are independent. An honest output
     then falls `BEYOND` deviations below zero in about one of 10^9 calls, whether or not the rewrites are large enough to be seen.
+
+    heads: given where the elements are [rows, heads, channels], whose errors are not independent: one weight that is rounded moves all channels
+    of a head towards one key's values, as the rewrite of another key may do, and one key's values that are rounded move all rows. The
+    variance allows for as much as errors have in common (clusters, as of Liang and Zeger 1986). Of a row it is asked besides that it be
+    three times as near to what it was, in heads that changed enough; and of many rows, whether more lie on the wrong side than errors put there.
     """
     values = got.float().flatten(1)
     after, earlier = expected.flatten(1), before.flatten(1)
     change = after - earlier
-    weights = change / scale.expand_as(expected).flatten(1).square().clamp_(min=1e-30)
+    inverse = scale.expand_as(expected).flatten(1).square().clamp_(min=1e-30).reciprocal_()
+    weights = change * inverse
     to_after, to_earlier = values - after, values - earlier
     towards = (weights * (to_after + to_earlier)).sum(1) / 2
     nearer = to_after.square().sum(1) <= to_earlier.square().sum(1)
-    errors = torch.where(nearer[:, None], to_after, to_earlier)
-    variance = (weights * errors).square().sum(1)
+    errors = weights * torch.where(nearer[:, None], to_after, to_earlier)
+    variance = errors.square().sum(1)
+    everywhere = 1.0
+    if heads is not None:
+        by_head = errors.view(expected.shape).sum(-1)
+        alone = variance.sum().clamp(min=1e-30)
+        variance *= float((by_head.square().sum() / alone).clamp(min=1))
+        if heads.coarse:
+            by_group = by_head.view(len(by_head), heads.groups, -1).sum((0, 2))
+            everywhere = float((by_group.square().sum() / variance.sum().clamp(min=1e-30)).clamp(min=1))
     # What is computed in float32 has errors as well.
     variance += EXACT**2 * (weights * change).sum(1)
     over = towards < -BEYOND * variance.sqrt()
-    if float(towards.sum()) < -BEYOND * math.sqrt(float(variance.sum())):
+    if heads is not None:
+        far, near, moved = (part.square().mul_(inverse).view(expected.shape) for part in (to_after, to_earlier, change))
+        over &= unmoved(far, near, moved, heads.telling)
+        over |= many_behind(towards, variance)
+    if float(towards.sum()) < -BEYOND * math.sqrt(everywhere * float(variance.sum())):
         over = towards < 0
     if not bool(over.any()):
         return None
@@ -187,6 +232,30 @@ def stale(name: str, got: Tensor, expected: Tensor, before: Tensor, scale: Tenso
         float(expected[at]),
         float(got[at]),
     )
+
+
+def unmoved(to_after: Tensor, to_earlier: Tensor, change: Tensor, telling: float) -> Tensor:
+    """bool[rows]: whether the heads of a row that changed by `telling` of their size are three times as far from what they should be as from what they were.
+
+    All are squares of [rows, heads, channels], in proportion to the head's size.
+    """
+    moved = change.mean(-1)
+    heads = (moved > 0) & (moved >= telling**2)
+    far, near = ((part.sum(-1) * heads).sum(1) for part in (to_after, to_earlier))
+    return heads.any(1) & (9 * near < far)
+
+
+def many_behind(towards: Tensor, variance: Tensor) -> Tensor:
+    """bool[rows]: those nearer to what they were, where there are so many that errors do not explain them, though no single one tells.
+
+    Of rows whose errors outweigh the change half lie there, by one deviation in the mean of squares or less.
+    """
+    asked = variance > 0
+    count = int(asked.sum())
+    behind = towards.clamp(max=0).square() / variance.clamp(min=1e-30)
+    if count < MANY or float(behind[asked].mean()) <= FAR_BEHIND:
+        return torch.zeros_like(asked)
+    return asked & (towards < 0)
 
 
 def unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:

@@ -134,6 +134,8 @@ class Call:
     rewrites: Rewrites = field(default_factory=dict)
     parts: dict[int, Tensor] = field(default_factory=dict)
     """Which of what may change the rewrites change: for the kind that drew the call."""
+    looked_at: tuple[int, ...] = ()
+    """Layers whose outputs are compared, drawn from the seed, where comparing those of all would take too long; none named: all."""
     recorded: bool = False
     """Whether a host records the call's work the first time, and replays it after that, as the engine does with steps that decode
     on an accelerator. Without it, what is timed of hundreds of small kernels is the Python that launches them."""
@@ -218,6 +220,8 @@ class SlotKind(ABC):
     title: ClassVar[str]
     default: ClassVar[str]
     """Name of the implementation that the engine uses, against which a new file is measured."""
+    halves: ClassVar[int] = 1
+    """Of how many times two fresh processes a pair is made on a CPU: more where processes differ by more than calls do, and are soon timed."""
 
     # -- the judge's side -------------------------------------------------------------------------------------------
 

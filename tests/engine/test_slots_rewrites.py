@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from engine.slots import registry
 from engine.slots.caps import Caps
-from engine.slots.compare import stale
+from engine.slots.compare import Heads, stale
 from engine.slots.inprocess import judge_case
 from engine.slots.kind import CallFailed, Case, bits, kind_named, rewritten
 from engine.slots.kinds.attention import AttentionKind
@@ -231,6 +231,9 @@ def test_rewriting_is_undone(dtype: torch.dtype) -> None:
     assert torch.equal(bits(held["w"]), bits(before))
 
 
+EXACTLY = Heads(groups=4, telling=0.0, coarse=False)
+
+
 def loud_and_quiet(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """What an output [layers, heads, channels] is, was, and its scale: a few heads that attend to few tokens, and many that hardly change."""
     generator = torch.Generator().manual_seed(seed)
@@ -251,12 +254,12 @@ def test_an_honest_output_is_not_called_stale_for_errors_larger_than_the_change(
         expected, before, scale = loud_and_quiet(seed)
         change, honest = expected - before, expected.bfloat16()
         nearer_to_before += float((change * (honest.float() - before - change / 2)).sum()) < 0
-        assert stale("out", honest, expected, before, scale, "a token") is None
-        told += stale("out", before.bfloat16(), expected, before, scale, "a token") is not None
+        assert stale("out", honest, expected, before, scale, "a token", EXACTLY) is None
+        told += stale("out", before.bfloat16(), expected, before, scale, "a token", EXACTLY) is not None
         # Errors parked where nothing is to be told hide nothing.
         parked = before.clone()
         parked[0] *= 1.009
-        told_off += stale("out", parked.bfloat16(), expected, before, scale, "a token") is not None
+        told_off += stale("out", parked.bfloat16(), expected, before, scale, "a token", EXACTLY) is not None
     assert nearer_to_before > 5, "which the plain distances would have called stale"
     assert told > 190
     assert told_off > 190
@@ -269,7 +272,86 @@ def test_errors_as_large_in_quiet_heads_as_in_loud_ones_are_not_called_stale() -
         noise = torch.Generator().manual_seed(1000 + seed)
         for size in (2e-3, 1e-4, 1e-5):
             honest = expected + size * torch.randn(expected.shape, generator=noise)
-            assert stale("out", honest, expected, before, scale, "a token") is None
+            assert stale("out", honest, expected, before, scale, "a token", EXACTLY) is None
+
+
+def weighed(queries: Tensor, keys: Tensor, values: Tensor, rounded: bool) -> Tensor:
+    """Causal attention [new, heads, channels] of the last tokens, whose weights are rounded to bfloat16 before they weigh, as flash kernels do."""
+    new, total = queries.shape[1], keys.shape[1]
+    scores = queries @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5
+    hidden = torch.arange(total) > torch.arange(total - new, total)[:, None]
+    weights = scores.masked_fill(hidden, float("-inf"))
+    weights = (weights - weights.amax(-1, keepdim=True)).exp()
+    taken = weights.bfloat16().float() if rounded else weights
+    return (taken @ values / weights.sum(-1, keepdim=True)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("seed", [*range(6), 25, 383])
+def test_errors_that_a_heads_channels_have_in_common_are_not_taken_for_staleness(seed: int) -> None:
+    """A few tokens attend to few keys: rounding one weight moves all channels towards its values, as another key's change may."""
+    generator = torch.Generator().manual_seed(seed)
+    new, total, heads, width = 256, 512, 8, 128
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).bfloat16().float()
+
+    def sizes() -> Tensor:
+        return torch.randn((heads, new, 1), generator=generator).mul(0.7).exp()
+
+    queries = drawn(heads, new, width) * sizes()
+    keys, values = drawn(heads, total, width), drawn(heads, total, width)
+    for part in (keys, values):
+        part[:, -new:] *= sizes()
+    keys, values = keys.bfloat16().float(), values.bfloat16().float()
+    earlier = keys.clone()
+    keys[:4, 5, 16:32] = drawn(16)
+    expected, before = weighed(queries, keys, values, False), weighed(queries, earlier, values, False)
+    scale = expected.square().mean(-1, keepdim=True).sqrt()
+    honest = weighed(queries, keys, values, True).bfloat16()
+    late = weighed(queries, earlier, values, True).bfloat16()
+    if seed in (25, 383):
+        assert stale("out", honest, expected, before, scale, "a token") is not None, "as if errors were independent"
+    assert stale("out", honest, expected, before, scale, "a token", EXACTLY) is None
+    assert stale("out", late, expected, before, scale, "a token", EXACTLY) is not None
+    some = torch.where(torch.arange(new)[:, None, None] % 4 == 0, late, honest)
+    assert stale("out", some, expected, before, scale, "a token", EXACTLY) is not None
+
+
+@pytest.mark.parametrize(
+    ("heads", "sequences", "fewest"),
+    [
+        pytest.param(EXACTLY, 8, 2, id="E"),
+        pytest.param(Heads(groups=4, telling=0.18, coarse=True), 32, 8, id="Q8"),
+    ],
+)
+def test_a_part_of_the_sequences_that_is_stale_is_told(heads: Heads, sequences: int, fewest: int) -> None:
+    """Decoding: too little changes in each for a row alone to tell in a coarse class; many rows do."""
+    generator = torch.Generator().manual_seed(11)
+    keys_of = 4096 // sequences
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for _ in range(sequences):
+        queries, keys, values = (torch.randn(4, n, 64, generator=generator) for n in (4, keys_of, keys_of))
+        earlier = keys.clone()
+        keys[1, 7, :16] = torch.randn(16, generator=generator)
+        values_before = values.clone()
+        values[2, 9, 16:32] = torch.randn(16, generator=generator)
+        # The four queries of a key/value head are four heads of one token, which sees all keys.
+        now, then = (decoded(queries, one, other) for one, other in ((keys, values), (earlier, values_before)))
+        rounded = (decoded(queries, one, other, True) for one, other in ((keys, values), (earlier, values_before)))
+        parts.append((now, then, *rounded))
+    expected, before, honest, late = (torch.cat(column) for column in zip(*parts, strict=True))
+    scale = expected.square().mean(-1, keepdim=True).sqrt()
+    assert stale("out", honest.bfloat16(), expected, before, scale, "a token", heads) is None
+    for count in range(fewest, sequences + 1):
+        stale_ones = torch.arange(sequences)[:, None, None] < count
+        got = torch.where(stale_ones, late, honest).bfloat16()
+        assert stale("out", got, expected, before, scale, "a token", heads) is not None, count
+
+
+def decoded(queries: Tensor, keys: Tensor, values: Tensor, rounded: bool = False) -> Tensor:
+    """[1, heads, channels] of one token's queries [groups, heads of a group, channels], with its weights in bfloat16 or as they are."""
+    weights = (queries @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(-1)
+    return ((weights.bfloat16().float() if rounded else weights) @ values).flatten(0, 1)[None]
 
 
 def test_one_stale_layer_among_many_is_told() -> None:
@@ -279,7 +361,7 @@ def test_one_stale_layer_among_many_is_told() -> None:
     scale = torch.ones(8, 4, 1)
     got = expected.clone()
     got[5] = before[5]
-    found = stale("out", got.bfloat16(), expected, before, scale, "a token")
+    found = stale("out", got.bfloat16(), expected, before, scale, "a token", EXACTLY)
     assert found is not None
     assert found.index[0] == 5
 
