@@ -44,6 +44,7 @@ class Hosts:
         end: socket.socket | None = None,
         env: dict[str, str] | None = None,
         readonly: dict[str, str] | None = None,
+        loopback: bool = False,
         slot: int = 7,
     ) -> HostProcess:
         """A host that runs `program`, a Python source text, or the file of that name in tests/sandbox."""
@@ -58,6 +59,7 @@ class Hosts:
             scratch_inodes=scratch_inodes,
             socket=end.fileno() if end is not None else None,
             limits=limits or Limits(memory_bytes=256 * sandbox.MIB, pids=32),
+            loopback=loopback,
             slot=slot,
         )
         host = sandbox.spawn(confinement, level or self.level)

@@ -144,6 +144,10 @@ class HostClient:
         self._outputs.clear()
         self._last = None
 
+    def leave(self, deadline: float) -> None:
+        """Has a host that is looked into leave what was found: it answers when that is written."""
+        self._ask(wire.Stop(), [], 0, deadline, "writing down what was found")
+
     def settle_down(self) -> None:
         """Returns once the host has imported what it needs and reads its messages."""
         self._ask_to_hold(wire.Hold([], []), [], time.monotonic() + self.call_timeout)

@@ -59,6 +59,8 @@ class Hosts:
     unconfined: bool = False
     profiled_calls: int = 0
     """Calls of each host that are recorded for their author (workers.host.profiled); 0 wherever anything is judged."""
+    counted_by: Path | None = None
+    """Nsight Compute's folder, where it counts in the hosts' kernels for their author (workers.host.counted)."""
     device: Literal["cpu", "cuda"] = "cpu"
     refills: Refills = field(default_factory=Refills, init=False)
     """What refilling inputs costs on the accelerator; measured while no host is alive."""
@@ -300,7 +302,10 @@ class Hosts:
         threads = str(self.threads)
         calls = self.profiled_calls
         program = ("workers.host.profiled", "3", str(calls)) if calls else ("workers.host", "3")
-        own = {"/profile": PROFILE_BYTES} if calls else {}
+        if self.counted_by is not None:
+            program = ("workers.host.counted", "3", str(self.counted_by / "ncu"))
+            files[str(self.counted_by)] = str(self.counted_by)
+        own = {"/profile": PROFILE_BYTES} if len(program) > 2 else {}
         on_device = self.device == "cuda"
         given = accelerator.current() if on_device else None
         return Confinement(
@@ -335,6 +340,7 @@ class Hosts:
                 pids=DEVICE_PIDS if on_device else 64 + 8 * self.threads,
                 cpus=cpus,
             ),
+            loopback=self.counted_by is not None,
             slot=slot,
         )
 

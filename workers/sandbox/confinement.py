@@ -38,7 +38,8 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     `readonly` maps host paths to paths inside; `symlinks` maps paths inside to their targets; `scratch` maps paths
     inside to the bytes of a private tmpfs there, which allows execution (compilers' caches) and dies with the host.
     `socket` is a descriptor of the caller that the program finds as `socket_number`. `devices` are device nodes such as
-    /dev/nvidia0. `slot` picks the uid: one for each accelerator, so that two hosts alive at once can not touch each
+    /dev/nvidia0. `loopback` lets it speak to itself over internet sockets, which profilers do; it has a network of its own, in
+    which nobody else is, either way. `slot` picks the uid: one for each accelerator, so that two hosts alive at once can not touch each
     other and the kernel's per-user limits count one host only.
     """
 
@@ -53,6 +54,7 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     socket_number: int = 3
     working_directory: str = "/"
     limits: Limits = Limits()
+    loopback: bool = False
     slot: int = 0
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ _X32_BIT = 0x40000000
 
 # CLONE_NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET | NEWNS
 _NAMESPACE_FLAGS = 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000
-_AF_UNIX = 1
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _F_NOTIFY = 1026
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
@@ -168,9 +168,9 @@ def numbers(machine: str) -> Mapping[str, int]:
     return {name: number for name, row in _NUMBERS.items() if (number := row[column]) is not None}
 
 
-def program(machine: str | None = None, *, deny: Iterable[str] = ()) -> bytes:
+def program(machine: str | None = None, *, deny: Iterable[str] = (), loopback: bool = False) -> bytes:
     """The filter as an array of `struct sock_filter`, for `machine` (default: this one), refusing also the calls
-    named in `deny`.
+    named in `deny`. With `loopback` it lets internet sockets be made, which reach what the network namespace has.
     """
     machine = machine or platform.machine()
     number = numbers(machine)
@@ -189,8 +189,9 @@ def program(machine: str | None = None, *, deny: Iterable[str] = ()) -> bytes:
         code += _if_equal(number[name], _refuse(errno.EPERM))
     eperm = _refuse(errno.EPERM)
     code += _when(number["clone"], [_argument(0), *_if_any_bit(_NAMESPACE_FLAGS, eperm)])
+    internet = [line for family in (_AF_INET, _AF_INET6) for line in _if_equal(family, _ALLOW)] if loopback else []
     for name in ("socket", "socketpair"):
-        code += _when(number[name], [_argument(0), *_unless_equal(_AF_UNIX, eperm)])
+        code += _when(number[name], [_argument(0), *internet, *_unless_equal(_AF_UNIX, eperm)])
     code += _when(number["personality"], [_argument(0), *_unless_equal(_PERSONALITY_QUERY, eperm)])
     code += _when(number["ioctl"], [_argument(1), *_if_equal(_TIOCSTI, eperm), *_if_equal(_TIOCLINUX, eperm)])
     code += _when(number["fcntl"], [_argument(1), *_if_equal(_F_NOTIFY, eperm)])

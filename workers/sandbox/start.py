@@ -82,7 +82,7 @@ def _spawn_confined(program: str, confinement: Confinement, level: str, group: c
             theirs.callback(os.close, number)
         given = {
             "args": _memory_file(theirs, "\0".join(options).encode() + b"\0"),
-            "seccomp": _memory_file(theirs, seccomp.program(deny=deny)),
+            "seccomp": _memory_file(theirs, seccomp.program(deny=deny, loopback=confinement.loopback)),
             "status": status[1],
             "gate": gate[0],
         }
