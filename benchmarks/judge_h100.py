@@ -249,13 +249,12 @@ def time_of(work: Callable[[], Any]) -> float:
 
 
 def overhead(out: Path) -> None:
-    """Round trip of an empty call, and the judge's time of real calls against CUDA events of the same work in the judge."""
-    import torch
-
-    from engine.slots.kind import Call, TensorSpec, kind_named
+    """The judge's time of calls of each performance case beside CUDA events of the same work in the judge's own process, in turns; and an empty call."""
+    from engine.slots.kind import kind_named
     from engine.slots.registry import load_file, read_header
     from engine.slots.source import Source
     from workers.judge import machine
+    from workers.judge.device import empty_call
     from workers.judge.furnace import Furnace
     from workers.judge.hosts import Hosts, Side
     from workers.sandbox import best_level
@@ -264,77 +263,25 @@ def overhead(out: Path) -> None:
     furnace = Furnace()
     hosts = Hosts(best_level(), where.threads, device="cuda")
     found: dict[str, Any] = {}
-    for kind_name, path in (("norm", PATHS["norm"]), ("attention", PATHS["attention"])):
-        kind = kind_named("normalization" if kind_name == "norm" else kind_name)
+    for kind_name in ("normalization", "activation", "attention"):
+        kind = kind_named(kind_name)
+        path = f"engine/{kind_name}/{kind.default}.py"
         header = read_header(ROOT / path)
         _, implementation = load_file(ROOT / path)
         driver = kind.driver(implementation)
-        cases = kind.cases("performance", header, where)[1:2]
         source = Source(os.urandom(32))
-        for case in cases:
+        for case in kind.cases("performance", header, where):
+            # While no host is alive.
             held = kind.held(case, source.child(case.name, "held"))
-            calls = [kind.draw(case, held, source.child(case.name, n)) for n in range(12)]
-            refill = hosts.refills.learn(calls[0].inputs)
-            direct = []
-            tensors = {name: item.tensor for name, item in held.items() if item.access != "private"}
-            outs = {
-                name: torch.empty(s.shape, dtype=s.torch_dtype, device="cuda") for name, s in calls[0].outputs.items()
-            }
-            furnace.heat(0.3)
-            with torch.inference_mode():
-                for call in calls:
-                    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                    torch.cuda.synchronize()
-                    first.record()
-                    got = driver.run(call.operation, call.params, call.inputs, tensors)
-                    for name, target in outs.items():
-                        target.copy_(got[name])
-                    last.record()
-                    torch.cuda.synchronize()
-                    direct.append(first.elapsed_time(last) / 1e3)
-                    del got
+            hosts.refills.learn(kind.draw(case, held, source.child(case.name, 0)).inputs)
+            hosts.refills.learn(empty_call().inputs)
             client = hosts.open(Side(ROOT, path, header.name))
-            client.hold(held)
-            furnace.heat(0.3)
-            judged, refills, looks = [], [], []
-            for call in calls:
-                judged.append(client.timed(client.ready(call), False).seconds)
-                refills.append(client.last_refill_seconds)
-                looks.append(client.last_look_seconds)
-            events, seconds = statistics.median(direct[2:]), statistics.median(judged[2:])
-            found[f"{kind_name} {case.name}"] = {
-                "events_ms": 1e3 * events,
-                "judged_ms": 1e3 * seconds,
-                "overhead": seconds / events - 1,
-                "refill_idle_ms": 1e3 * refill,
-                "refill_here_ms": 1e3 * statistics.median(refills[2:]),
-                "sample_ms": 1e3 * statistics.median(looks[2:]),
-                "host_ready_s": hosts.ready_seconds[-1],
-            }
-            print(
-                kind_name, case.name, {k: round(v, 4) for k, v in found[f"{kind_name} {case.name}"].items()}, flush=True
-            )
-            if kind_name == "norm" and "one row, us" not in found:
-                x = torch.randn(1, 64, device="cuda", dtype=torch.bfloat16)
-                spec = TensorSpec.of(x)
-                params = {"eps": 1e-5, "repeat": 1, "weight": "weight"}
-                client.hold(
-                    {"weight": held["weight"].__class__(torch.ones(1, 64, device="cuda", dtype=x.dtype), "read")}
-                )
-                small = Call("norm", params, {"x": x}, {"y": spec, "residual": spec})
-                parts = []
-                for _ in range(200):
-                    answer = client.timed(client.ready(small), False)
-                    parts.append((answer.seconds, client.last_refill_seconds, client.last_look_seconds))
-                trip = [1e6 * statistics.median(part[n] for part in parts) for n in range(3)]
-                found["one row, us"] = dict(zip(("all", "refill", "sample"), trip, strict=True))
-                print("one row normalized", [round(us) for us in trip], "us: all, refill, sample", flush=True)
-                found["one row, us, by part"] = parts_of(client, small)
-                print(found["one row, us, by part"], flush=True)
-                weight = torch.ones(1, 64, device="cuda", dtype=x.dtype)
-                kernels = time_of(partial(driver.run, "norm", params, {"x": x}, {"weight": weight}))
-                found["one row in the judge's process, us"] = 1e6 * kernels
-                print(f"the same in the judge's process: {1e6 * kernels:.0f} us", flush=True)
+            figures = beside_events(kind, driver, case, held, client, source, furnace, kind.recordable(header))
+            found[f"{kind_name} {case.name}"] = figures
+            print(kind_name, case.name, {key: round(value, 4) for key, value in figures.items()}, flush=True)
+            if "one row, us" not in found:
+                found["one row, us"] = one_row(client, driver)
+                print("one row normalized", found["one row, us"], flush=True)
             hosts.close()
     ahead = Hosts(best_level(), where.threads, device="cuda")
     side = Side(ROOT, PATHS["norm"], "plain")
@@ -347,6 +294,93 @@ def overhead(out: Path) -> None:
     ahead.close()
     found["machine"] = machine.facts() | {"commit": commit()}
     (out / "overhead.json").write_text(json.dumps(found, indent=1))
+
+
+ROUNDS_BESIDE = 7
+
+
+def beside_events(
+    kind: Any, driver: Any, case: Any, held: Any, client: Any, source: Any, furnace: Any, recordable: bool
+) -> dict[str, float]:
+    """Medians of calls drawn anew, each made once by the host under the judge's clock and once here between two events; ms."""
+    import torch
+
+    from workers.host.recording import as_graph
+    from workers.judge.device import beside
+
+    client.hold(held)
+    mine = {name: item.tensor.clone() for name, item in held.items() if item.access != "private"}
+    first = kind.draw(case, held, source.child(case.name, 0))
+    inputs = {name: torch.empty_like(tensor, device="cuda") for name, tensor in first.inputs.items()}
+    outs = {name: torch.empty(s.shape, dtype=s.torch_dtype, device="cuda") for name, s in first.outputs.items()}
+
+    def work() -> None:
+        got = driver.run(first.operation, first.params, inputs, mine)
+        for name, target in outs.items():
+            target.copy_(got[name])
+
+    def here(call: Any, doing: Any) -> float:
+        for name, tensor in call.inputs.items():
+            inputs[name].copy_(tensor)
+        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        began.record()
+        doing()
+        ended.record()
+        torch.cuda.synchronize()
+        return float(began.elapsed_time(ended))
+
+    def judged(call: Any) -> tuple[float, float, float]:
+        answer = client.timed(client.ready(call), False)
+        return 1e3 * answer.seconds, 1e3 * client.last_look_seconds, 1e3 * client.last_refill_seconds
+
+    rows = []
+    with torch.inference_mode():
+        here(first, work)
+        doing = as_graph(work) if first.recorded and recordable else work
+        furnace.heat(0.3)
+        empty = client.empty_seconds()
+        looks = [judged(kind.draw(case, held, source.child(case.name, "try", n)))[1] / 1e3 for n in range(4)]
+        shortest = min(judged(kind.draw(case, held, source.child(case.name, "try", n)))[0] / 1e3 for n in range(2))
+        client.beside_seconds = beside(empty, looks[1:], shortest)
+        furnace.heat(0.3)
+        for number in range(ROUNDS_BESIDE + 1):
+            call = kind.draw(case, held, source.child(case.name, number))
+            rows.append((here(call, doing), *judged(call)))
+    events, seconds, look, refill = (statistics.median(column) for column in zip(*rows[1:], strict=True))
+    return {
+        "events_ms": events,
+        "judged_ms": seconds,
+        "overhead": seconds / events - 1,
+        "taken_off_ms": 1e3 * client.beside_seconds,
+        "look_ms": look,
+        "refill_here_ms": refill,
+    }
+
+
+def one_row(client: Any, driver: Any) -> dict[str, float]:
+    """What one row normalized takes by the judge's clock, by part, and in this process; us."""
+    import torch
+
+    from engine.slots.kind import Call, Held, TensorSpec
+
+    x = torch.randn(1, 64, device="cuda", dtype=torch.bfloat16)
+    weight = torch.ones(1, 64, device="cuda", dtype=x.dtype)
+    client.hold({"weight": Held(weight, "read")})
+    client.beside_seconds = 0.0
+    params: dict[str, Any] = {"eps": 1e-5, "repeat": 1, "weight": "weight"}
+    spec = TensorSpec.of(x)
+    small = Call("norm", params, {"x": x}, {"y": spec, "residual": spec})
+    parts = []
+    for _ in range(200):
+        answer = client.timed(client.ready(small), False)
+        parts.append((answer.seconds, client.last_refill_seconds, client.last_look_seconds))
+    trip = {
+        key: 1e6 * statistics.median(column)
+        for key, column in zip(("all", "refill", "sample"), zip(*parts, strict=True), strict=True)
+    }
+    here = time_of(partial(driver.run, "norm", params, {"x": x}, {"weight": weight}))
+    return trip | parts_of(client, small) | {"in the judge's process": 1e6 * here}
 
 
 def parts_of(client: Any, call: Any) -> dict[str, float]:

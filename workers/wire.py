@@ -102,6 +102,10 @@ class Collect(msgspec.Struct, tag="collect", frozen=True, forbid_unknown_fields=
     outputs: list[Region]
 
 
+NOTHING = ""
+"""The operation of a call without work: its first output is its first input."""
+
+
 class Run(msgspec.Struct, tag="run", frozen=True, forbid_unknown_fields=True):
     """Run an operation on these inputs and copy its outputs; answered by Done."""
 

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from engine.slots.kind import Call, Held, Preparation, TensorSpec
+from workers import wire
 from workers.host.__main__ import serve
+from workers.judge import device
 from workers.judge.buffers import Pack
-from workers.judge.client import HostClient
+from workers.judge.client import Answer, ContributedError, HostClient
+from workers.judge.device import DeviceClient
 
 
 class Tripling:
@@ -105,3 +108,45 @@ def test_a_host_is_not_asked_to_pack_what_has_not_been_written_yet(
     """It would pack zeros: what is written to an accelerator's memory is there a little later."""
     packed = serving(LateClient).prepare(Preparation("pack", {}, {"weight": torch.full((8,), 2.0)}))
     assert packed["packed"].tolist() == [6.0] * 8
+
+
+def test_a_call_without_work_gives_back_what_it_was_given_and_meets_no_module(
+    serving: Callable[[type[HostClient]], HostClient],
+) -> None:
+    client = serving(HostClient)
+    x = torch.arange(64.0)
+    assert torch.equal(client.run(Call(wire.NOTHING, {}, {"x": x}, {"x": TensorSpec.of(x)}))["x"], x)
+    # The driver would have asked for what is held.
+    with pytest.raises(ContributedError):
+        client.run(Call("multiply", {}, {"x": x}, {"x": TensorSpec.of(x)}))
+
+
+class Empty(DeviceClient):
+    """A client on an accelerator whose calls take what the test says: seconds of the whole, and of the look at its end."""
+
+    def __init__(self, taken: list[tuple[float, float]], beside_seconds: float) -> None:
+        self.taken, self.beside_seconds = taken, beside_seconds
+
+    def ready(self, call: Call) -> Call:  # type: ignore[override]
+        assert call.operation == wire.NOTHING
+        return call
+
+    def timed(self, ready: object, keep: bool = True) -> Answer:
+        seconds, self.last_look_seconds = self.taken.pop()
+        return Answer(seconds - self.beside_seconds, {})
+
+
+def test_an_empty_call_is_the_median_without_its_look_whatever_is_taken_off_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "empty_call", lambda: Call(wire.NOTHING, {}, {}, {}))
+    for beside_seconds in (0.0, 0.0004):
+        taken = [(0.0005, 0.0002)] * (device.EMPTY_CALLS - 1) + [(0.9, 0.0001)]
+        assert Empty(taken, beside_seconds).empty_seconds() == pytest.approx(0.0003)
+        assert not taken
+
+
+def test_what_is_taken_off_is_bounded_by_the_machine_and_by_the_call() -> None:
+    assert device.beside(0.0003, [0.0003, 0.0002, 0.0009], 0.010) == pytest.approx(0.0005)
+    assert device.beside(0.0100, [0.0002], 0.020) == device.LONGEST_BESIDE_SECONDS
+    assert device.beside(0.0003, [0.0002], 0.001) == pytest.approx(0.001 / 8)

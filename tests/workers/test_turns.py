@@ -10,11 +10,14 @@ import pytest
 
 from engine.slots.kind import Finding
 from engine.slots.source import Source
+from workers.judge import speed
 from workers.judge.client import Answer, CallTimedOut, HostClient, Tampered
 from workers.judge.device import DeviceClient
 from workers.judge.trial import Wrong
+from workers.protocol import PairRecord, Policy
 from workers.sandbox import SandboxError
-from workers.suites.performance.bench import PASSES, Drawn, PairBench
+from workers.statistics import Observation
+from workers.suites.performance.bench import PASSES, Course, Drawn, PairBench, Timing, order_of
 
 
 @dataclass
@@ -207,6 +210,7 @@ def play(
         held={"base": {"a": {}}, "head": {"a": {}}},
         sides={"base": "base", "head": "head"},
         begin_pair=lambda pair, first: None,
+        first_side=lambda number: "base",
         start_behind=lambda pair: table.started.append(pair),
         calls_of=lambda pair, first: {side: {"a": list(drawn)} for side in players},
         check=check,
@@ -260,8 +264,94 @@ def test_the_next_pairs_hosts_are_started_meanwhile_where_there_is_one() -> None
 
 
 def test_who_works_between_calls_is_found_out() -> None:
+    bench = play("AB", head_spends=0.02)[0]
     with pytest.raises(Tampered, match="between calls"):
-        play("AB", head_spends=0.02)
+        bench.check_idle(["head"])
+    bench.check_idle(["base"])
+    play("AB")[0].check_idle(["base", "head"])
+    bench.worked = {"base": "It worked between calls."}
+    with pytest.raises(SandboxError, match="base's own module"):
+        bench.check_idle(["base"])
+
+
+class Measured:
+    """A pair that was measured, of which nothing is known but who worked between calls, and how busy others were."""
+
+    worked_in: list[str]
+    busy: list[float]
+
+    def __init__(self, course: object, number: int, order: str, last: bool) -> None:
+        self.number, self.order, self.last = number, order, last
+        self.worked = dict.fromkeys(self.worked_in.pop(0).split(), "It worked between calls.")
+        self.observations = [Observation(10.0, 1, 1.0, other_cpu_seconds=self.busy.pop(0))]
+        self.compiling = {"base": 0.0, "head": 0.0}
+        self.timings = {side: {"a": Timing([0.001 * (1 + 3 * (number % 2))])} for side in ("base", "head")}
+
+    check_idle = PairBench.check_idle
+    check_compiling = PairBench.check_compiling
+
+
+def pairs_of(
+    worked: list[str], busy: list[float], monkeypatch: pytest.MonkeyPatch, halves: int = 1
+) -> list[PairRecord]:
+    """What a stage makes of its pairs, until all that the test says of them has been used; `worked`: the sides seen at work in each."""
+    Measured.worked_in, Measured.busy = worked, busy
+    monkeypatch.setattr(speed, "PairBench", Measured)
+    monkeypatch.setattr(speed._Stage, "_run", lambda *_: None)
+    trial = SimpleNamespace(remaining=lambda: 100.0, say=lambda *_: None, source=Source(b"turns"))
+    course = SimpleNamespace(
+        on_device=False, refused=[], halves=halves, order_of=lambda number: "BA" if number % 2 else "AB"
+    )
+    stage = speed._Stage(trial, course, Policy())  # type: ignore[arg-type]
+    while worked:
+        stage.pair("stop", "", 0, 1)
+    return stage.records
+
+
+def test_who_was_seen_at_work_between_calls_is_measured_again_once_before_it_is_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = pairs_of(["head", "", ""], [0.0, 0.0, 0.0], monkeypatch)
+    assert first.repeated == ("a module's process was at work while no call was pending",)
+    assert not second.repeated
+    for worked in (["head", "head"], ["head", "", "head"], ["head", "", "", "", "base head"]):
+        with pytest.raises(Tampered, match="between calls"):
+            pairs_of(worked, [0.0] * 5, monkeypatch)
+
+
+def test_a_pair_of_two_halves_is_their_geometric_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = pairs_of(["", "", "", "head", "", ""], [9.0, *[0.0] * 5], monkeypatch, halves=2)
+    assert [record.index for record in (first, second)] == [0, 1]
+    assert first.order == second.order == "AB"
+    assert first.base == first.head == {"a": pytest.approx(0.002)}
+    assert first.base_samples == {"a": [0.001, 0.004]}
+    assert len(first.repeated) == len(second.repeated) == 1
+
+
+def test_the_halves_of_a_pair_begin_with_different_sides() -> None:
+    trial = SimpleNamespace(source=Source(b"halves"))
+    for halves in (1, 2):
+        course: Any = SimpleNamespace(trial=trial, halves=halves)
+        orders = [Course.order_of(course, number) for number in range(40)]
+        assert orders[::halves] == [order_of(trial, pair) for pair in range(40 // halves)]  # type: ignore[arg-type]
+        assert set(orders[::halves]) == {"AB", "BA"}
+        if halves == 2:
+            assert all({one, other} == {"AB", "BA"} for one, other in zip(orders[::2], orders[1::2], strict=True))
+
+
+def test_what_one_side_did_is_not_held_against_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(pairs_of(["base", "head", ""], [0.0] * 3, monkeypatch)) == 1
+    with pytest.raises(SandboxError, match="base's own module"):
+        pairs_of(["base", "head", "base"], [0.0] * 3, monkeypatch)
+
+
+def test_who_is_seen_for_the_first_time_when_no_pair_may_be_repeated_is_not_accused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(speed.UnfitMachine, match="at work while no call was pending"):
+        pairs_of(["", "", "head"], [9.0, 9.0, 0.0], monkeypatch)
+    with pytest.raises(Tampered, match="between calls"):
+        pairs_of(["head", "head"], [9.0, 9.0], monkeypatch)
 
 
 @pytest.mark.parametrize("order", ["AB", "BA"])
@@ -330,8 +420,10 @@ def play_on_device(
         held={"base": {"a": {}, "b": {}}, "head": {"a": {}, "b": {}}},
         sides={"base": "base", "head": "head"},
         refill={"a": 0.0, "b": 0.0},
+        beside={"a": 0.0005, "b": 0.0004},
         chosen=lambda name, side, pair: {1, 2 * CALLS},
         draw_one=draw_one,
+        first_side=lambda number: "base",
         check_floor=lambda *_: None,
         compare_one=compare_one,
         trial=SimpleNamespace(

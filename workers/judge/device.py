@@ -5,7 +5,9 @@ a standing buffer while the clock runs, from a private copy that no host can map
 costs is measured while no host is alive and taken off, the same for every host; a host that slows the copy down only pays for it.
 
 Kernels of two processes never run at once, and the change from one to the other takes about 0.1 ms (measured on an H100). A call
-costs two such changes, whatever does the copying: copy engines are slower here than kernels, both to refill and to sample.
+costs two such changes, whatever does the copying: copy engines are slower here than kernels, both to refill and to sample. They have
+the clock running, or work could go on behind an early answer; what a call without work takes with a host of the base is taken off, the
+same for both sides.
 """
 
 import os
@@ -13,6 +15,7 @@ import secrets
 import select
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -32,6 +35,11 @@ WORD = 8
 SPIN_SECONDS = 0.02
 REFILL_ROUNDS = 15
 LOOKS_AT_HELD = 64
+EMPTY_CALLS = 40
+# A quarter more than was ever seen, and of a call at most this share: who makes base's empty calls longer would have everybody's ratios exaggerated.
+LONGEST_BESIDE_SECONDS = 0.0009
+BESIDE_SHARE = 1 / 8
+LEAST_LEFT = 1 / 4
 
 
 class DeviceBuffer:
@@ -108,6 +116,17 @@ class Refills:
         return self.seconds[nbytes]
 
 
+def beside(empty: float, looks: Sequence[float], seconds: float) -> float:
+    """What is taken off calls of a case: seconds of an empty one without its look, and of the shortest look at this case's sample; `seconds`: base's call."""
+    return min(empty + min(looks), LONGEST_BESIDE_SECONDS, BESIDE_SHARE * seconds)
+
+
+def empty_call() -> Call:
+    """A call without work."""
+    x = torch.zeros(64, device="cuda")
+    return Call(wire.NOTHING, {}, {"x": x}, {"x": TensorSpec.of(x)})
+
+
 @dataclass
 class _Ready:
     """A call whose inputs lie in private memory, laid out as the host will find them."""
@@ -137,7 +156,9 @@ class DeviceClient(HostClient):
     refills: Refills = field(default_factory=Refills)
     last_refill_seconds: float = 0.0
     last_look_seconds: float = 0.0
-    """What the last call's refill, and reading its sample, took with this host alive; for display."""
+    """What the last call's refill, and reading its sample, took with this host alive."""
+    beside_seconds: float = 0.0
+    """What is taken off every call for what it costs beside its work."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,7 +243,7 @@ class DeviceClient(HostClient):
     def timed(self, ready: _Ready, keep: bool = True) -> Answer:  # type: ignore[override]
         """Makes a call with the clock running from before its inputs are copied until a secret sample of the output is read.
 
-        `Answer.seconds` is that, less what the copy takes on an idle accelerator. Without `keep` the outputs are not kept: the
+        `Answer.seconds` is that, less what the copy takes on an idle accelerator and less `beside_seconds`. Without `keep` the outputs are not kept: the
         answer holds none. Raises what HostClient.timed raises, and CallFailed where the inputs were written to.
         """
         what = f"'{ready.call.operation}'"
@@ -241,6 +262,14 @@ class DeviceClient(HostClient):
         with rewritten(self._rewritable(ready.call), ready.call.rewrites):
             torch.cuda.synchronize()
             return self._clocked_here(ready, keep, target, memory)
+
+    def empty_seconds(self) -> float:
+        """Seconds of a call without work, but for the look at its sample, which depends on what is looked at: the median of some."""
+        call, taken = empty_call(), []
+        for _ in range(EMPTY_CALLS):
+            answer = self.timed(self.ready(call), False)
+            taken.append(answer.seconds + self.beside_seconds - self.last_look_seconds)
+        return statistics.median(taken)
 
     def wake(self, deadline: float | None = None, what: str = "an empty request") -> None:
         """Has the host answer a request that asks for nothing; it stays awake for a moment after that."""
@@ -266,7 +295,9 @@ class DeviceClient(HostClient):
         pending = (ended - started) / 1e9
         self.last_refill_seconds = (refilled - started) / 1e9
         self.last_look_seconds = (ended - answered) / 1e9
-        seconds = max(pending - self.refills.seconds.get(nbytes, 0.0), 1e-9)
+        called = max(pending - self.refills.seconds.get(nbytes, 0.0), 1e-9)
+        # Of a call far shorter than base's, what it costs beside its work is most.
+        seconds = max(called - self.beside_seconds, LEAST_LEFT * called)
         self.calls_seconds += pending
         clock.advance(seconds)
         _check_done(answer, ready.seq, what)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,7 @@ from workers.statistics import (
     looks_within,
     may_repeat,
 )
-from workers.suites.performance.bench import Course, PairBench, order_of
+from workers.suites.performance.bench import Course, PairBench, SideName
 from workers.suites.session import SuiteResult, run_suite
 
 Phase = Literal["stop", "confirm", "same"]
@@ -105,51 +105,68 @@ class _Stage:
     """Index of the first pair."""
     most_pairs: int = 1 << 30
     repeats: int = 0
+    seen_at_work: set[SideName] = field(default_factory=set)
+    """Sides of which a process worked between calls once."""
     slowest: float = 0.0
     result: SuiteResult = field(default_factory=SuiteResult)
 
     def pair(self, phase: Phase, sentence: str, done: int, total: int) -> PairRecord:
-        """Measures one pair, again where something else disturbed it. Raises BudgetEnded, and _Stopped on a fault."""
+        """Measures one pair, each half of it again where something else disturbed it. Raises BudgetEnded, and _Stopped on a fault."""
         index = self.first + len(self.records)
-        order = order_of(self.trial, index)
         thrown_away: list[str] = []
+        halves = self.course.halves
+        benches = [self.half(halves * index + number, index, thrown_away, done, total) for number in range(halves)]
+        self.compiling.append(statistics.median(bench.compiling["head"] for bench in benches))
+        # Else whoever declares only the cases that suit it would be compared on those alone.
+        refused = dict.fromkeys(self.course.refused, REFUSED_SECONDS)
+        record = PairRecord(
+            index=index,
+            order=benches[0].order,
+            phase=phase,
+            base=together(benches, "base") | refused,
+            head=together(benches, "head") | refused,
+            base_samples=samples(benches, "base"),
+            head_samples=samples(benches, "head"),
+            repeated=tuple(thrown_away),
+        )
+        self.records.append(record)
+        self.trial.say("performance", sentence, done + 1, total, "pairs")
+        return record
+
+    def half(self, number: int, index: int, thrown_away: list[str], done: int, total: int) -> PairBench:
+        """Measures two fresh processes: pair `index`, or a half of it."""
+        order = self.course.order_of(number)
+        repeats = 0
         while True:
             began = time.monotonic()
             if self.trial.remaining() < 1.3 * self.slowest:
                 raise BudgetEnded
-            bench = PairBench(self.course, index, order, last=index + 1 >= self.most_pairs)
+            bench = PairBench(self.course, number, order, last=number + 1 >= self.course.halves * self.most_pairs)
             self._run(bench)
             self.slowest = max(self.slowest, time.monotonic() - began)
             limits = Thresholds() if self.course.on_device else TAKING_TURNS
             reasons = sorted({reason for seen in bench.observations for reason in contended(seen, limits)})
+            bench.check_idle(self.seen_at_work)
+            if bench.worked:
+                # Once in an attempt it may be the machine's doing: such a pair counts for nobody. The second time it is the module's.
+                self.seen_at_work |= set(bench.worked)
+                reasons.append("a module's process was at work while no call was pending")
             if not reasons:
                 break
-            if not may_repeat(len(thrown_away), self.repeats):
-                if any(seen.other_accelerator_processes or seen.throttled for seen in bench.observations):
+            if not may_repeat(repeats, self.repeats):
+                if bench.worked or any(
+                    seen.other_accelerator_processes or seen.throttled for seen in bench.observations
+                ):
                     raise UnfitMachine(f"Pair {index + 1} was disturbed each time: {'; '.join(reasons)}.")
                 break
+            repeats += 1
             self.repeats += 1
             thrown_away.append("; ".join(reasons))
             self.trial.say("performance", f"Pair {index + 1} is repeated: {reasons[0]}", done, total, "pairs")
         # Only of what nothing else disturbed as far as is known: a compiler that has half of a processor takes twice as long.
         if not reasons:
             bench.check_compiling()
-        self.compiling.append(bench.compiling["head"])
-        # Else whoever declares only the cases that suit it would be compared on those alone.
-        refused = dict.fromkeys(self.course.refused, REFUSED_SECONDS)
-        record = PairRecord(
-            index=index,
-            order=order,
-            phase=phase,
-            base={name: timing.median for name, timing in bench.timings["base"].items()} | refused,
-            head={name: timing.median for name, timing in bench.timings["head"].items()} | refused,
-            base_samples={name: timing.samples for name, timing in bench.timings["base"].items()},
-            head_samples={name: timing.samples for name, timing in bench.timings["head"].items()},
-            repeated=tuple(thrown_away),
-        )
-        self.records.append(record)
-        self.trial.say("performance", sentence, done + 1, total, "pairs")
-        return record
+        return bench
 
     def _run(self, bench: PairBench) -> None:
         with TemporaryDirectory(prefix="swapbench-") as folder:
@@ -177,6 +194,18 @@ class _Stage:
 
 class _Stopped(Exception):
     """A fault that is already among the reasons ended the stage."""
+
+
+def together(benches: Sequence[PairBench], side: SideName) -> dict[str, float]:
+    """Seconds of a call of each case, by name: of the halves of a pair the geometric mean, since what is compared are logarithms."""
+    cases = benches[0].timings[side]
+    return {name: statistics.geometric_mean(bench.timings[side][name].median for bench in benches) for name in cases}
+
+
+def samples(benches: Sequence[PairBench], side: SideName) -> dict[str, list[float]]:
+    """Seconds of every timed call, by case."""
+    cases = benches[0].timings[side]
+    return {name: [seconds for bench in benches for seconds in bench.timings[side][name].samples] for name in cases}
 
 
 def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:

@@ -40,6 +40,7 @@ class ActivationKind(SlotKind):
     name = "activation"
     title = "SwiGLU"
     default = "plain"
+    halves = 2
 
     # -- the judge's side -------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class NormalizationKind(SlotKind):
     name = "normalization"
     title = "RMS normalization"
     default = "plain"
+    halves = 2
 
     # -- the judge's side -------------------------------------------------------------------------------------------
 
@@ -277,9 +278,9 @@ class NormalizationDriver:
             y, hidden = forward(x, residual, weight[0])
             return {"y": y, "residual": hidden}
         ys, hiddens = [], []
-        for index in range(repeat):
-            part = None if residual is None else residual.chunk(repeat)[index]
-            y, hidden = forward(x.chunk(repeat)[index], part, weight[index])
+        residuals = [None] * repeat if residual is None else residual.chunk(repeat)
+        for part, of_it, weights in zip(x.chunk(repeat), residuals, weight.unbind(), strict=True):
+            y, hidden = forward(part, of_it, weights)
             ys.append(y)
             hiddens.append(hidden)
         return {"y": torch.cat(ys), "residual": torch.cat(hiddens)}

@@ -9,7 +9,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
 from engine.slots.source import Source
-from workers.judge.client import Answer, CallTimedOut, HostClient, ReadyCall, Tampered
-from workers.judge.device import DeviceClient
+from workers.judge.client import Answer, CallTimedOut, HostClient, HostStarved, ReadyCall, Tampered
+from workers.judge.device import DeviceClient, beside, empty_call
 from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
 from workers.judge.readings import Reading, between, read
@@ -40,7 +40,7 @@ TURNS = {"cpu": 2, "cuda": 1}
 # How often a process on the accelerator goes through all cases. Calls that launch hundreds of kernels have two speeds there, 1.4 apart, for
 # a tenth of a second or some seconds at a time: most likely a virtual machine's processor is half of a core, whose other half is at work for
 # somebody else, or is not. Calls made one after the other would all meet the same one.
-PASSES = 4
+PASSES = 3
 WARM_UP_CALLS = {"cpu": 1, "cuda": 4}
 WARM_UP_AGAIN_CALLS = 2
 """In passes after the first, on the accelerator."""
@@ -123,15 +123,29 @@ class Course:
         self.on_device = trial.environment.device == "cuda"
         self.turns = TURNS[trial.environment.device]
         self.passes = PASSES if self.on_device else 1
+        self.halves = 1 if self.on_device else self.kind.halves
+        """How often a pair starts two fresh processes."""
         self.warm_up_calls = WARM_UP_CALLS[trial.environment.device]
         self.compared: dict[str, int] = {}
         """How many calls of a sample are compared, by case, on the accelerator."""
         self.refill: dict[str, float] = {}
         """Seconds that refilling a call's inputs takes and that are taken off, by case."""
+        self.beside: dict[str, float] = {}
+        """Seconds that a call takes beside its work and that are taken off, by case: what an empty call takes with base's host."""
         self.furnace = Furnace() if self.on_device else None
         self._drawing: dict[tuple[int, SideName], Future[dict[str, list[Drawn]]]] = {}
         self._drawn_enough = Event()
         self._drawer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw")
+
+    def order_of(self, number: int) -> Literal["AB", "BA"]:
+        """Which side goes first: by a coin of the secret seed for each pair, and the other way round in every second half of one."""
+        order = order_of(self.trial, number // self.halves)
+        swapped: dict[Literal["AB", "BA"], Literal["AB", "BA"]] = {"AB": "BA", "BA": "AB"}
+        return swapped[order] if number % self.halves % 2 else order
+
+    def first_side(self, number: int) -> SideName:
+        """The side whose process a half begins with."""
+        return "base" if self.order_of(number) == "AB" else "head"
 
     def set_up(self) -> None:
         """Prepares both sides and learns from the base how many calls make a turn. Raises what the subject's faults raise."""
@@ -143,12 +157,18 @@ class Course:
             # The base's host, which has nothing more to prove, is also the one that the calls are tried on.
             host = SteadyHost(self.trial, self.sides[name])
             try:
-                self.held[name] = self._settled(host, name)
+                # What is drawn from the seed alone is the same for both sides, and gigabytes on an accelerator.
+                own = name == "head" or self.prepares or self._settles
+                self.held[name] = self._settled(host, name) if own else self.held["head"]
                 if name == "base":
                     if self.on_device:
                         host.discard()
                         self._learn()
                     self._try(host)
+            except (CallFailed, Wrong) as error:
+                if name == "base" and not isinstance(error, HostStarved):
+                    raise SandboxError(f"The base's own module failed while it was set up: {error}") from error
+                raise
             finally:
                 host.discard()
 
@@ -160,26 +180,32 @@ class Course:
     def _try(self, host: SteadyHost) -> None:
         client = host.client()
         if self.on_device and self.trial.hosts.roomy:
-            self.trial.hosts.start_ahead(self.sides[first_side(self.trial, 0)])
+            self.trial.hosts.start_ahead(self.sides[self.first_side(0)])
         least = MIN_CALLS[self.trial.environment.device]
         most = MAX_CALLS_PER_SAMPLE // self.turns
+        empty = client.empty_seconds() if isinstance(client, DeviceClient) else 0.0
         for name, case in self.cases.items():
             held = self.held["base"][name]
             client.hold(held)
-            warm = [client.timed(client.ready(self._draw(name, held, "calibrate", n))) for n in range(4)]
-            seconds = min(answer.seconds for answer in warm[1:])
+            warm, looks = [], []
+            for number in range(4):
+                warm.append(client.timed(client.ready(self._draw(name, held, "calibrate", number))).seconds)
+                looks.append(client.last_look_seconds if isinstance(client, DeviceClient) else 0.0)
+            self.beside[name] = beside(empty, looks[1:], min(warm[1:])) if self.on_device else 0.0
+            seconds = min(warm[1:]) - self.beside[name]
             wanted = max(least, min(most, math.ceil(SAMPLE_SECONDS / self.turns / seconds)))
             self.calls[name] = (
                 math.ceil(wanted / self.passes) if self.on_device else math.ceil(wanted / STRETCH) * STRETCH
             )
             first = self._draw(name, held, "calibrate", 0)
             self.trial.note(f"performance/{name}/call", first.inputs)
-            self._check_floor(case, held, first, seconds)
+            self._check_floor(case, held, first, min(warm[1:]))
 
     def _learn(self) -> None:
         """While no host is alive: what a refill costs, and how many calls of a sample can be compared in the time for it."""
         assert self.furnace is not None
         self.furnace.heat(HEAT_SECONDS)
+        self.trial.hosts.refills.learn(empty_call().inputs)
         for name, case in self.cases.items():
             held = self.held["base"][name]
             call = self._draw(name, held, "calibrate", 0)
@@ -254,7 +280,7 @@ class Course:
 
     def start_behind(self, pair: int) -> None:
         """Starts a pair's hosts while the one before it is timed: for half of a pair's time they do nothing but import."""
-        first = first_side(self.trial, pair)
+        first = self.first_side(pair)
         with suppress(SandboxError):  # whoever needs them says so
             self.trial.hosts.start_pair_ahead(
                 self.sides[first], self.sides["head" if first == "base" else "base"], True
@@ -290,11 +316,11 @@ class Course:
         finding: Finding | None = self.kind.compare(case, self.header, answer.outputs, drawn.expected, None)
         if finding is not None:
             raise Wrong(finding, case_name, recipe=recipe_of(case, *drawn.labels))
-        self._check_floor(case, self.held[side][case_name], drawn.call, answer.seconds)
+        self.check_floor(case_name, side, drawn.call, answer.seconds)
 
     def check_floor(self, case_name: str, side: SideName, call: Call, seconds: float) -> None:
-        """Whether a call took the time that any machine of this kind needs. Raises Impossible."""
-        self._check_floor(self.cases[case_name], self.held[side][case_name], call, seconds)
+        """Whether a call took the time that any machine of this kind needs, with what was taken off. Raises Impossible."""
+        self._check_floor(self.cases[case_name], self.held[side][case_name], call, seconds + self.beside[case_name])
 
     def _check_floor(self, case: Case, held: HeldSet, call: Call, seconds: float) -> None:
         work = self.kind.work(case, held, call)
@@ -327,10 +353,11 @@ class Course:
 
 @dataclass
 class PairBench:
-    """One AB/BA pair on its way: gives pytest its turns and cases, and keeps what they gave."""
+    """One AB/BA pair on its way, or a half of one: gives pytest its turns and cases, and keeps what they gave."""
 
     course: Course
     pair: int
+    """The number of the pair, or of the half, counted over all pairs."""
     order: Literal["AB", "BA"]
     last: bool = False
     """Whether no other pair can follow."""
@@ -338,6 +365,8 @@ class PairBench:
     observations: list[Observation] = field(default_factory=list)
     compiling: dict[SideName, float] = field(default_factory=lambda: {"base": 0.0, "head": 0.0})
     """Seconds that the first calls of a process took beyond later ones, of all cases together: modules compile then."""
+    worked: dict[SideName, str] = field(default_factory=dict)
+    """What a side's process did while no call was pending, the first time that it was seen at work."""
     _turn: Turn | None = None
     _awake: SideName | None = None
     _at: SideName | None = None
@@ -420,7 +449,7 @@ class PairBench:
         for one in (other, side):
             client, (used, pending) = self._clients[one], before[one]
             self._at = one
-            self._check_idle(client.process.cpu_seconds() - used, client.calls_seconds - pending)
+            self._watch_idle(one, client.process.cpu_seconds() - used, client.calls_seconds - pending)
             for item, answer in zip(drawn[one], answers[one], strict=True):
                 course.check(name, one, item, answer)
             samples = [answer.seconds for answer in answers[one][course.warm_up_calls :]]
@@ -471,7 +500,7 @@ class PairBench:
         if not self.last:
             # Where a host cannot be started, whoever needs it says so.
             with suppress(SandboxError):
-                self.course.begin_pair(self.pair + 1, first_side(self.course.trial, self.pair + 1))
+                self.course.begin_pair(self.pair + 1, self.course.first_side(self.pair + 1))
 
     def _measure_on_device(self, benchmark: Any, turn: Turn, name: str) -> None:
         course, side = self.course, turn.side
@@ -479,6 +508,7 @@ class PairBench:
         self._at = side
         hosts, client = course.trial.hosts, self._device_client(turn)
         client.hold(course.held[side][name], name)
+        client.beside_seconds = course.beside[name]
         chosen = course.chosen(name, side, self.pair)
         kept: list[tuple[Call, Answer]] = []
         samples: list[float] = []
@@ -507,9 +537,10 @@ class PairBench:
         end = read(client.process, cpus=hosts.processors)
         observation = between(start, end, max(0.0, hosts.ahead_seconds() - ahead))
         self.observations.append(observation)
-        self._check_idle(observation.cpu_seconds, client.calls_seconds - pending)
+        self._watch_idle(side, observation.cpu_seconds, client.calls_seconds - pending)
         benchmark.extra_info["refill seconds, taken off"] = course.refill[name]
         benchmark.extra_info["refill seconds, median here"] = statistics.median(refills)
+        benchmark.extra_info["seconds beside a call's work, taken off"] = course.beside[name]
         if end.sight is not None:
             sight = end.sight
             benchmark.extra_info["accelerator"] = {"MHz": sight.sm_mhz, "°C": sight.celsius, "W": sight.watts}
@@ -534,20 +565,28 @@ class PairBench:
             # Who comes next is known: the other side, or by the coin the first of the next pair.
             other: SideName = "head" if turn.side == "base" else "base"
             if hosts.roomy:
-                hosts.start_ahead(course.sides[other if first else first_side(course.trial, self.pair + 1)])
+                hosts.start_ahead(course.sides[other if first else course.first_side(self.pair + 1)])
         client = self._clients[turn.side]
         assert isinstance(client, DeviceClient)
         client.call_timeout = min(30.0, course.trial.remaining())
         return client
 
-    def _check_idle(self, used: float, pending: float) -> None:
+    def _watch_idle(self, side: SideName, used: float, pending: float) -> None:
         """A host sleeps between calls. One that works while no call is pending prepares what the clock should see."""
         allowed = pending * self.course.trial.hosts.threads * (1 + IDLE_CPU_SHARE) + IDLE_CPU_SECONDS
         if used > allowed:
-            raise Tampered(
+            self.worked.setdefault(
+                side,
                 f"The module used {used:.2f} s of processor time while calls were pending for {pending:.2f} s: it "
-                "worked between calls, outside the clock."
+                "worked between calls, outside the clock.",
             )
+
+    def check_idle(self, sides: Collection[SideName]) -> None:
+        """Raises SandboxError where base worked between calls and is among `sides`, Tampered for head."""
+        if "base" in self.worked and "base" in sides:
+            raise SandboxError(f"The base's own module failed while it was timed: {self.worked['base']}")
+        if "head" in self.worked and "head" in sides:
+            raise Tampered(self.worked["head"])
 
     def check_compiling(self) -> None:
         """Called for pairs that count. Raises CallTimedOut where head's process has spent more on compiling than it may, SandboxError for base's."""
@@ -593,8 +632,3 @@ def differing(replayed: Mapping[str, Tensor], ran: Mapping[str, Tensor]) -> str 
 def order_of(trial: Trial, pair: int) -> Literal["AB", "BA"]:
     """Which side goes first in a pair: a coin of the secret seed."""
     return trial.source.child("performance", "coin", pair).choice(("AB", "BA"))
-
-
-def first_side(trial: Trial, pair: int) -> SideName:
-    """The side whose process a pair begins with."""
-    return "base" if order_of(trial, pair) == "AB" else "head"
