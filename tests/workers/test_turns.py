@@ -210,6 +210,7 @@ def play(
         held={"base": {"a": {}}, "head": {"a": {}}},
         sides={"base": "base", "head": "head"},
         begin_pair=lambda pair, first: None,
+        halves=1,
         first_side=lambda number: "base",
         start_behind=lambda pair: table.started.append(pair),
         calls_of=lambda pair, first: {side: {"a": list(drawn)} for side in players},
@@ -312,7 +313,7 @@ def test_who_was_seen_at_work_between_calls_is_measured_again_once_before_it_is_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = pairs_of(["head", "", ""], [0.0, 0.0, 0.0], monkeypatch)
-    assert first.repeated == ("a module's process was at work while no call was pending",)
+    assert first.repeated == ("a process of head was at work while no call was pending",)
     assert not second.repeated
     for worked in (["head", "head"], ["head", "", "head"], ["head", "", "", "", "base head"]):
         with pytest.raises(Tampered, match="between calls"):
@@ -345,13 +346,46 @@ def test_what_one_side_did_is_not_held_against_the_other(monkeypatch: pytest.Mon
         pairs_of(["base", "head", "base"], [0.0] * 3, monkeypatch)
 
 
-def test_who_is_seen_for_the_first_time_when_no_pair_may_be_repeated_is_not_accused(
+def test_who_is_seen_for_the_first_time_is_not_accused_however_disturbed_the_pair_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(speed.UnfitMachine, match="at work while no call was pending"):
-        pairs_of(["", "", "head"], [9.0, 9.0, 0.0], monkeypatch)
+    (record,) = pairs_of(["", "", "head", ""], [9.0, 9.0, 0.0, 0.0], monkeypatch)
+    assert len(record.repeated) == 3
     with pytest.raises(Tampered, match="between calls"):
         pairs_of(["head", "head"], [9.0, 9.0], monkeypatch)
+
+
+def test_a_pair_that_is_not_finished_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [100.0, 0.0]
+    Measured.worked_in, Measured.busy = [""], [0.0]
+    monkeypatch.setattr(speed, "PairBench", Measured)
+    monkeypatch.setattr(speed._Stage, "_run", lambda stage, _: stage.benchmarks.append({}))
+    trial = SimpleNamespace(remaining=lambda: left.pop(0), say=lambda *_: None, source=Source(b"turns"))
+    course = SimpleNamespace(on_device=False, refused=[], halves=2, order_of=lambda number: "AB")
+    stage = speed._Stage(trial, course, Policy(), slowest=0.001)  # type: ignore[arg-type]
+    stage.benchmarks.append({"of": "a pair before"})
+    with pytest.raises(speed.BudgetEnded):
+        stage.pair("stop", "", 0, 1)
+    assert stage.benchmarks == [{"of": "a pair before"}]
+    assert not stage.records
+
+
+def test_what_ends_a_bank_of_pairs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise Tampered("It worked between calls.")
+
+    monkeypatch.setattr(speed, "Course", lambda *_: SimpleNamespace(set_up=broken, close=lambda: None))
+    subject = SimpleNamespace(base="base", head="head")
+    trial: Any = SimpleNamespace(subject=subject, hosts=SimpleNamespace(close=lambda: None))
+    with pytest.raises(speed.MeasuringFailed, match="between calls"):
+        list(speed.measure_pairs(trial, Policy(), 1))
+
+
+def test_turns_are_named_by_their_pair() -> None:
+    bench = play("AB")[0]
+    assert bench.parameters()["turn"][0].name == "pair00-base"
+    bench.course.halves, bench.pair = 2, 33
+    assert bench.parameters()["turn"][0].name == "pair16b-base"
 
 
 @pytest.mark.parametrize("order", ["AB", "BA"])
@@ -423,6 +457,7 @@ def play_on_device(
         beside={"a": 0.0005, "b": 0.0004},
         chosen=lambda name, side, pair: {1, 2 * CALLS},
         draw_one=draw_one,
+        halves=1,
         first_side=lambda number: "base",
         check_floor=lambda *_: None,
         compare_one=compare_one,

@@ -115,7 +115,12 @@ class _Stage:
         index = self.first + len(self.records)
         thrown_away: list[str] = []
         halves = self.course.halves
-        benches = [self.half(halves * index + number, index, thrown_away, done, total) for number in range(halves)]
+        known = len(self.benchmarks)
+        try:
+            benches = [self.half(index, number, thrown_away, done, total) for number in range(halves)]
+        except BudgetEnded:
+            del self.benchmarks[known:]
+            raise
         self.compiling.append(statistics.median(bench.compiling["head"] for bench in benches))
         # Else whoever declares only the cases that suit it would be compared on those alone.
         refused = dict.fromkeys(self.course.refused, REFUSED_SECONDS)
@@ -133,13 +138,14 @@ class _Stage:
         self.trial.say("performance", sentence, done + 1, total, "pairs")
         return record
 
-    def half(self, number: int, index: int, thrown_away: list[str], done: int, total: int) -> PairBench:
-        """Measures two fresh processes: pair `index`, or a half of it."""
+    def half(self, index: int, part: int, thrown_away: list[str], done: int, total: int) -> PairBench:
+        """Measures two fresh processes: of pair `index` the half `part`, where it has several."""
+        number = self.course.halves * index + part
         order = self.course.order_of(number)
         repeats = 0
         while True:
             began = time.monotonic()
-            if self.trial.remaining() < 1.3 * self.slowest:
+            if self.trial.remaining() < 1.3 * (self.course.halves - part) * self.slowest:
                 raise BudgetEnded
             bench = PairBench(self.course, number, order, last=number + 1 >= self.course.halves * self.most_pairs)
             self._run(bench)
@@ -150,13 +156,14 @@ class _Stage:
             if bench.worked:
                 # Once in an attempt it may be the machine's doing: such a pair counts for nobody. The second time it is the module's.
                 self.seen_at_work |= set(bench.worked)
-                reasons.append("a module's process was at work while no call was pending")
+                sides = " and ".join(sorted(bench.worked))
+                thrown_away.append(f"a process of {sides} was at work while no call was pending")
+                self.trial.say("performance", f"Pair {index + 1} is repeated: {thrown_away[-1]}", done, total, "pairs")
+                continue
             if not reasons:
                 break
             if not may_repeat(repeats, self.repeats):
-                if bench.worked or any(
-                    seen.other_accelerator_processes or seen.throttled for seen in bench.observations
-                ):
+                if any(seen.other_accelerator_processes or seen.throttled for seen in bench.observations):
                     raise UnfitMachine(f"Pair {index + 1} was disturbed each time: {'; '.join(reasons)}.")
                 break
             repeats += 1
@@ -255,6 +262,8 @@ def measure_pairs(trial: Trial, policy: Policy, count: int) -> Iterator[PairReco
             yield stage.pair("stop", "", number, count)
     except _Stopped:
         raise MeasuringFailed("; ".join(reason.sentence for reason in stage.result.reasons)) from None
+    except (Wrong, CallFailed, SandboxError, StageTimedOut) as error:
+        raise MeasuringFailed(str(error)) from error
     finally:
         trial.hosts.close()
         course.close()

@@ -2,7 +2,8 @@
 
 Only what others did counts. Threads of the host that wait for one another are the module's own affair; if they counted, a slow
 module could have its bad pairs thrown away by starving itself. And as the readings do not depend on which side the coin put
-first, a repeat leaves the coins fair and the test exact.
+first, a repeat leaves the coins fair and the test exact. (There is one exception, once in an attempt: the first time that a process is seen
+at work between calls its pair is repeated, too; see workers.judge.speed.)
 """
 
 import msgspec

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
 from engine.slots.source import Source
-from workers.judge.client import Answer, CallTimedOut, HostClient, HostStarved, ReadyCall, Tampered
-from workers.judge.device import DeviceClient, beside, empty_call
+from workers.judge.client import Answer, CallTimedOut, ContributedError, HostClient, ReadyCall, Tampered
+from workers.judge.device import LEAST_LEFT, DeviceClient, beside, empty_call
 from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
 from workers.judge.readings import Reading, between, read
@@ -165,8 +165,9 @@ class Course:
                         host.discard()
                         self._learn()
                     self._try(host)
-            except (CallFailed, Wrong) as error:
-                if name == "base" and not isinstance(error, HostStarved):
+            except (Wrong, Impossible, Tampered, ContributedError) as error:
+                # Not what counts for both sides together, such as the time that hosts have used.
+                if name == "base":
                     raise SandboxError(f"The base's own module failed while it was set up: {error}") from error
                 raise
             finally:
@@ -320,7 +321,8 @@ class Course:
 
     def check_floor(self, case_name: str, side: SideName, call: Call, seconds: float) -> None:
         """Whether a call took the time that any machine of this kind needs, with what was taken off. Raises Impossible."""
-        self._check_floor(self.cases[case_name], self.held[side][case_name], call, seconds + self.beside[case_name])
+        called = min(seconds + self.beside[case_name], seconds / LEAST_LEFT)
+        self._check_floor(self.cases[case_name], self.held[side][case_name], call, called)
 
     def _check_floor(self, case: Case, held: HeldSet, call: Call, seconds: float) -> None:
         work = self.kind.work(case, held, call)
@@ -379,12 +381,18 @@ class PairBench:
     def parameters(self) -> dict[str, Sequence[Any]]:
         """Two processes in the order of the coin, each with every case, as often as it goes through them."""
         turns = [
-            Turn(side, f"pair{self.pair:02d}-{side}" + (f"-{number + 1}" if number else ""), number)
+            Turn(side, f"{self.name}-{side}" + (f"-{number + 1}" if number else ""), number)
             for side in self.sides
             for number in range(self.course.passes)
         ]
         self._left = len(turns) * len(self.course.published)
         return {"turn": turns, "case": self.course.published}
+
+    @property
+    def name(self) -> str:
+        """The pair by its number, with a letter for each half."""
+        index, half = divmod(self.pair, self.course.halves)
+        return f"pair{index:02d}" + ("abcdef"[half] if self.course.halves > 1 else "")
 
     @property
     def sides(self) -> tuple[SideName, SideName]:
