@@ -340,9 +340,8 @@ def beside_events(
         doing = as_graph(work) if first.recorded and recordable else work
         furnace.heat(0.3)
         empty = client.empty_seconds()
-        looks = [judged(kind.draw(case, held, source.child(case.name, "try", n)))[1] / 1e3 for n in range(4)]
-        shortest = min(judged(kind.draw(case, held, source.child(case.name, "try", n)))[0] / 1e3 for n in range(2))
-        client.beside_seconds = beside(empty, looks[1:], shortest)
+        tries = [judged(kind.draw(case, held, source.child(case.name, "try", n))) for n in range(4)][1:]
+        client.beside_seconds = beside(empty, [look / 1e3 for _, look, _ in tries], min(tries)[0] / 1e3)
         furnace.heat(0.3)
         for number in range(ROUNDS_BESIDE + 1):
             call = kind.draw(case, held, source.child(case.name, number))

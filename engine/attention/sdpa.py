@@ -132,8 +132,9 @@ class Sdpa(StandardKV):
         """Returns [T, q_heads, head_dim]."""
         if self.alone is not None:
             return self.last(q, kv, self.alone)
-        # What the flash kernel does not take now it most likely will not in the next step either.
-        self.takes = flash_takes(q, k, v, kv)
+        if self.packed or not self.takes:
+            # What the flash kernel does not take now it most likely will not in the next step either.
+            self.takes = flash_takes(q, k, v, kv)
         if self.packed and self.takes:
             if self.packed[0].tokens is None:
                 return self.at_once(self.packed[0], q, k, v, kv)

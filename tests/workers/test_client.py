@@ -150,3 +150,11 @@ def test_what_is_taken_off_is_bounded_by_the_machine_and_by_the_call() -> None:
     assert device.beside(0.0003, [0.0003, 0.0002, 0.0009], 0.010) == pytest.approx(0.0005)
     assert device.beside(0.0100, [0.0002], 0.020) == device.LONGEST_BESIDE_SECONDS
     assert device.beside(0.0003, [0.0002], 0.001) == pytest.approx(0.001 / 8)
+
+
+def test_what_was_taken_off_can_be_put_back() -> None:
+    for called in (0.0004, 0.001, 0.0012, 0.010):
+        left = device.taken_off(called, 0.0009)
+        assert left >= called / 4
+        assert device.put_back(left, 0.0009) == pytest.approx(called)
+    assert device.taken_off(0.010, 0.0009) == pytest.approx(0.0091)

@@ -11,15 +11,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from engine.slots.kind import Driver, Scalar
+from engine.slots.kind import Driver
 from workers.host.__main__ import load, serve
-from workers.host.profiled import FOLDER, WARM_UP_CALLS
+from workers.host.profiled import FOLDER, WatchedDriver
 from workers.wire import Kept, Load, send
 
 REPORT = "kernels.ncu-rep"
@@ -30,29 +30,17 @@ MEETING = "/tmp/host.sock"
 START_SECONDS = 90.0
 
 
-class CountedDriver:
-    """A driver in whose calls after the first few the kernels are counted in."""
+class CountedDriver(WatchedDriver):
+    """Its calls' kernels are counted in."""
 
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
-        self.warm_up = WARM_UP_CALLS
-
-    def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.driver.prepare(operation, params, inputs)
-
-    def run(
-        self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor], held: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        if self.warm_up:
-            self.warm_up -= 1
-            return self.driver.run(operation, params, inputs, held)
+    @contextmanager
+    def watching(self, operation: str) -> Iterator[None]:
         if torch.cuda.is_available():
             torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
-        results = self.driver.run(operation, params, inputs, held)
+        yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
-        return results
 
 
 def under(program: str, sock: socket.socket) -> None:

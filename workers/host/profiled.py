@@ -8,7 +8,8 @@ believed by nobody.
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -25,18 +26,12 @@ OPERATORS = "operators.txt"
 ROWS = 25
 
 
-class ProfiledDriver:
-    """A driver whose calls after the first few are recorded; preparations are not."""
+class WatchedDriver:
+    """A driver whose calls after the first few are looked into; preparations are not."""
 
-    def __init__(self, driver: Driver, calls: int, folder: Path) -> None:
+    def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        self.left = calls
         self.warm_up = WARM_UP_CALLS
-        self.folder = folder
-        activities = [profiler.ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(profiler.ProfilerActivity.CUDA)
-        self.profile = profiler.profile(activities=activities, record_shapes=True)
 
     def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.driver.prepare(operation, params, inputs)
@@ -47,14 +42,41 @@ class ProfiledDriver:
         if self.warm_up:
             self.warm_up -= 1
             if not self.warm_up:
-                self.profile.start()
+                self.begin()
             return self.driver.run(operation, params, inputs, held)
+        with self.watching(operation):
+            return self.driver.run(operation, params, inputs, held)
+
+    def begin(self) -> None:
+        """Called before the last of the calls that warm up."""
+
+    def watching(self, operation: str) -> AbstractContextManager[None]:
+        """What a call is made in."""
+        raise NotImplementedError
+
+
+class ProfiledDriver(WatchedDriver):
+    """Its calls are recorded."""
+
+    def __init__(self, driver: Driver, calls: int, folder: Path) -> None:
+        super().__init__(driver)
+        self.left = calls
+        self.folder = folder
+        activities = [profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(profiler.ProfilerActivity.CUDA)
+        self.profile = profiler.profile(activities=activities, record_shapes=True)
+
+    def begin(self) -> None:
+        self.profile.start()
+
+    @contextmanager
+    def watching(self, operation: str) -> Iterator[None]:
         with profiler.record_function(f"call: {operation}"):
-            results = self.driver.run(operation, params, inputs, held)
+            yield
         self.left -= 1
         if self.left == 0:
             self._write()
-        return results
 
     def _write(self) -> None:
         self.profile.stop()

@@ -121,6 +121,16 @@ def beside(empty: float, looks: Sequence[float], seconds: float) -> float:
     return min(empty + min(looks), LONGEST_BESIDE_SECONDS, BESIDE_SHARE * seconds)
 
 
+def taken_off(called: float, beside: float) -> float:
+    """Seconds of a call's work. Of a call far shorter than base's, what it costs beside its work is most: a share is left."""
+    return max(called - beside, LEAST_LEFT * called)
+
+
+def put_back(seconds: float, beside: float) -> float:
+    """The inverse of `taken_off`."""
+    return min(seconds + beside, seconds / LEAST_LEFT)
+
+
 def empty_call() -> Call:
     """A call without work."""
     x = torch.zeros(64, device="cuda")
@@ -296,8 +306,7 @@ class DeviceClient(HostClient):
         self.last_refill_seconds = (refilled - started) / 1e9
         self.last_look_seconds = (ended - answered) / 1e9
         called = max(pending - self.refills.seconds.get(nbytes, 0.0), 1e-9)
-        # Of a call far shorter than base's, what it costs beside its work is most.
-        seconds = max(called - self.beside_seconds, LEAST_LEFT * called)
+        seconds = taken_off(called, self.beside_seconds)
         self.calls_seconds += pending
         clock.advance(seconds)
         _check_done(answer, ready.seq, what)

@@ -305,7 +305,7 @@ class Hosts:
         if self.counted_by is not None:
             program = ("workers.host.counted", "3", str(self.counted_by / "ncu"))
             files[str(self.counted_by)] = str(self.counted_by)
-        own = {"/profile": PROFILE_BYTES} if len(program) > 2 else {}
+        own = {"/profile": PROFILE_BYTES} if calls or self.counted_by is not None else {}
         on_device = self.device == "cuda"
         given = accelerator.current() if on_device else None
         return Confinement(

@@ -330,8 +330,10 @@ class AttentionKind(SlotKind):
         dtype = TensorSpec((), case.dtype).torch_dtype
         written = after_write(held["origin"].tensor, call)
         found = {"out": self.attended(case, written, call, dtype)}
+        if case.dtype != "float32":
+            return found
         keys = written[:, 0].clone()
-        for number in range(OTHER_ORDERS if case.dtype == "float32" else 0):
+        for number in range(OTHER_ORDERS):
             generator = torch.Generator().manual_seed(number)
             order = torch.randperm(keys.shape[-1], generator=generator).to(keys.device)
             written[:, 0] = keys[..., order]

@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
 from engine.slots.source import Source
 from workers.judge.client import Answer, CallTimedOut, ContributedError, HostClient, ReadyCall, Tampered
-from workers.judge.device import LEAST_LEFT, DeviceClient, beside, empty_call
+from workers.judge.device import DeviceClient, beside, empty_call, put_back
 from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
 from workers.judge.readings import Reading, between, read
@@ -168,7 +168,7 @@ class Course:
             except (Wrong, Impossible, Tampered, ContributedError) as error:
                 # Not what counts for both sides together, such as the time that hosts have used.
                 if name == "base":
-                    raise SandboxError(f"The base's own module failed while it was set up: {error}") from error
+                    raise fault_of_base("set up", error) from error
                 raise
             finally:
                 host.discard()
@@ -321,8 +321,8 @@ class Course:
 
     def check_floor(self, case_name: str, side: SideName, call: Call, seconds: float) -> None:
         """Whether a call took the time that any machine of this kind needs, with what was taken off. Raises Impossible."""
-        called = min(seconds + self.beside[case_name], seconds / LEAST_LEFT)
-        self._check_floor(self.cases[case_name], self.held[side][case_name], call, called)
+        whole = put_back(seconds, self.beside[case_name])
+        self._check_floor(self.cases[case_name], self.held[side][case_name], call, whole)
 
     def _check_floor(self, case: Case, held: HeldSet, call: Call, seconds: float) -> None:
         work = self.kind.work(case, held, call)
@@ -412,7 +412,7 @@ class PairBench:
                 self._take_turns(benchmark, turn.side, published.name)
         except (CallFailed, Wrong) as error:
             if self._at == "base":
-                raise SandboxError(f"The base's own module failed while it was timed: {error}") from error
+                raise fault_of_base("timed", error) from error
             raise
 
     def _take_turns(self, benchmark: Any, side: SideName, name: str) -> None:
@@ -592,7 +592,7 @@ class PairBench:
     def check_idle(self, sides: Collection[SideName]) -> None:
         """Raises SandboxError where base worked between calls and is among `sides`, Tampered for head."""
         if "base" in self.worked and "base" in sides:
-            raise SandboxError(f"The base's own module failed while it was timed: {self.worked['base']}")
+            raise fault_of_base("timed", self.worked["base"])
         if "head" in self.worked and "head" in sides:
             raise Tampered(self.worked["head"])
 
@@ -635,6 +635,11 @@ def differing(replayed: Mapping[str, Tensor], ran: Mapping[str, Tensor]) -> str 
         if not float(off) <= REPLAYED:
             return name
     return None
+
+
+def fault_of_base(doing: str, said: object) -> SandboxError:
+    """For what base does wrong, which is no fault of head's."""
+    return SandboxError(f"The base's own module failed while it was {doing}: {said}")
 
 
 def order_of(trial: Trial, pair: int) -> Literal["AB", "BA"]:

@@ -132,8 +132,9 @@ class TidiedSdpa(StandardKV):
         """Returns [T, q_heads, head_dim]."""
         if self.only is not None:
             return self.final(q, kv, self.only)
-        # What the flash kernel does not take now it most likely will not in the next step either.
-        self.fits = kernel_takes(q, k, v, kv)
+        if self.bundled or not self.fits:
+            # What the flash kernel does not take now it most likely will not in the next step either.
+            self.fits = kernel_takes(q, k, v, kv)
         if self.bundled and self.fits:
             if self.bundled[0].tokens is None:
                 return self.at_one_go(self.bundled[0], q, k, v, kv)
