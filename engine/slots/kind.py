@@ -318,6 +318,10 @@ class SlotKind(ABC):
         """What is wrong where the figures of the quality model are better than those of what is timed."""
         return None
 
+    def may_lose(self, case: Case) -> float:
+        """The share of its speed that a published case may lose to what the kind trades in it, though a machine could tell less."""
+        return 0.0
+
     @abstractmethod
     def proxy(self, runner: Runner, header: Header) -> Any:
         """An object that fulfils the kind's contract inside the judge's engine and forwards every call through `runner`."""

@@ -266,6 +266,19 @@ def test_gpu_cases_have_floors_a_clock_can_see(name: str) -> None:
         assert max(bytes_moved / 3.0e12, flops / 800e12, launches) > 5e-5, case.name
 
 
+@pytest.mark.parametrize("where", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_only_prompts_of_quantization_may_lose_what_unpacking_costs(name: str, where: Environment) -> None:
+    kind = kind_named(name)
+    limits = {"operators": ["linear", "rms_norm", "softmax", "swiglu", "attention"]} if name == "adapter" else {}
+    declared = Header(name, "x", "E", ("cpu", "cuda"), ("float32", "bfloat16"), limits=limits)
+    cases = kind.cases("performance", declared, where)
+    losing = {case.name for case in cases if kind.may_lose(case)}
+    prompts = {case.name for case in cases if case.name.startswith("prefill")}
+    assert prompts or name == "adapter"
+    assert losing == (prompts if name == "quantization" else set())
+
+
 def sizes(name: str, params: object) -> tuple[float, float]:
     """Bytes and FLOPs of a bfloat16 case by its numbers alone, since its tensors do not fit a test machine."""
     p = dict(params)  # type: ignore[call-overload]

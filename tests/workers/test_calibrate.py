@@ -113,6 +113,16 @@ def test_what_is_written_is_what_the_rule_reads(bank: Bank, tmp_path: Path, monk
     assert "| case-1 |" in text
 
 
+def test_what_a_kind_trades_in_a_case_widens_that_floor_alone(bank: Bank, tmp_path: Path) -> None:
+    banked(bank, ACCELERATOR, 40)
+    slot = written(tmp_path, bank)
+    plain = rule_for(Policy(), "cpu", slot)
+    traded = rule_for(Policy(), "cpu", slot, {"case-1": 0.05, "case-2": 0.0, "case-3": plain.floors["case-3"] / 2})
+    assert traded == msgspec.structs.replace(plain, floors=plain.floors | {"case-1": 0.05})
+    unknown = rule_for(Policy(), "cpu", None, {"case-1": 0.05, "case-2": 0.01, "case-3": 0.0})
+    assert unknown.floors == {"case-1": 0.05, "case-2": unknown.floor}
+
+
 def test_each_make_of_machine_goes_by_its_own(bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
     banked(bank, ACCELERATOR, 40)

@@ -73,22 +73,27 @@ class SpeedResult:
     artifacts: dict[str, str] = field(default_factory=dict)
 
 
-def rule_for(policy: Policy, device: str, slot: SlotCalibration | None = None) -> Rule:
-    """The rule of one attempt, fixed before its first pair; with floors, bias and resolution of the machine class where they are known."""
+def rule_for(
+    policy: Policy, device: str, slot: SlotCalibration | None = None, may_lose: Mapping[str, float] | None = None
+) -> Rule:
+    """The rule of one attempt, fixed before its first pair; with floors, bias and resolution of the machine class where they are known.
+
+    may_lose: by case, what it may lose whatever the machine can tell (see SlotKind.may_lose).
+    """
     rule = Rule(
         alpha=policy.alpha,
         looks=looks_within(policy.max_pairs),
         relevance=policy.relevance,
         equivalence=EQUIVALENCE[device],
     )
-    if slot is None:
-        return rule
-    return msgspec.structs.replace(
-        rule,
-        equivalence=calibrations.equivalence(slot),
-        bias=calibrations.bias(slot),
-        floors=calibrations.floors(slot),
-    )
+    floors: dict[str, float] = {}
+    if slot is not None:
+        floors = calibrations.floors(slot)
+        rule = msgspec.structs.replace(rule, equivalence=calibrations.equivalence(slot), bias=calibrations.bias(slot))
+    for case, share in (may_lose or {}).items():
+        if share:
+            floors[case] = max(share, floors.get(case, rule.floor))
+    return msgspec.structs.replace(rule, floors=floors)
 
 
 @dataclass
@@ -224,7 +229,8 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
         course.set_up()
         where = trial.environment
         known = calibrations.slot_of(where.machine_class, trial.subject.kind.name, machine.facts())
-        stage.rule = rule_for(policy, where.device, known)
+        may_lose = {case.name: trial.subject.kind.may_lose(case) for case in course.published}
+        stage.rule = rule_for(policy, where.device, known, may_lose)
         stage.most_pairs = stage.rule.looks[-1] + stage.rule.confirm_pairs
         return _with_sentinels(stage, _report(stage, _decide(stage, stage.rule)))
     except _Stopped:

@@ -316,8 +316,8 @@ class AttentionKind(SlotKind):
         expected = {"out": self.attended(case, chosen, call, torch.float64 if finer else torch.float32).float()}
         if any(at.numel() for at, _ in call.rewrites.values()) and not case["tight"]:
             # What the bounds of coarser classes and dtypes would let through.
-            unchanged = after_write(held["origin"].tensor, call, rewritten=False)
-            expected["before"] = self.attended(case, layers_of(unchanged, call.looked_at), call, torch.float32)
+            unchanged = before_rewrites(held["origin"].tensor, call)
+            expected["before"] = self.attended(case, unchanged, call, torch.float32)
         return {**expected, **layers, **self.state(call, written)}
 
     @staticmethod
@@ -427,8 +427,7 @@ class AttentionKind(SlotKind):
             window = shape.window or total
             rows += new
             keys += min(total, window + new - 1)
-            seen = sum(min(position + 1, window) for position in range(total - new, total))
-            pairs += seen
+            pairs += seen_by(total, window) - seen_by(total - new, window)
         layers = int(case["layers"])
         moved = rows * (2 * shape.q_heads + 4 * shape.kv_heads) + 2 * keys * shape.kv_heads
         return Work(layers * moved * shape.head_dim * width, layers * 4 * pairs * shape.q_heads * shape.head_dim)
@@ -511,6 +510,12 @@ def layers_to_look_at(case: Case, source: Source) -> tuple[int, ...]:
     if case["suite"] != "performance" or case["device"] == "cpu" or layers <= LOOKED_AT:
         return ()
     return tuple(sorted(permutation(source.child("layers"), layers)[:LOOKED_AT]))
+
+
+def seen_by(tokens: int, window: int) -> int:
+    """Keys that the first `tokens` of a sequence see together."""
+    whole = min(tokens, window)
+    return whole * (whole + 1) // 2 + (tokens - whole) * window
 
 
 def layers_of(each: Any, looked_at: Sequence[int]) -> Any:
@@ -602,21 +607,35 @@ def other_history(
     return at.flatten().to(origin.device), values.flatten().to(origin.device, origin.dtype)
 
 
-def after_write(origin: Tensor, call: Call, scratch: Tensor | None = None, rewritten: bool = True) -> Tensor:
-    """A copy of the standard cache [layers, 2, ...] with what the call rewrites, if asked for, and its keys and values in their slots.
+def after_write(origin: Tensor, call: Call, scratch: Tensor | None = None) -> Tensor:
+    """A copy of the standard cache [layers, 2, ...] with what the call rewrites, and its keys and values in their slots.
 
     Other slots of `scratch` become NaN: earlier calls may have left anything there, and nobody may read it.
     """
     written = origin.clone()
-    for at, values in call.rewrites.values() if rewritten else ():
+    for at, values in call.rewrites.values():
         written.view(-1)[at] = values
-    layers = origin.shape[0]
-    slots = written.flatten(2, 3)
     if scratch is not None:
-        slots.index_fill_(2, scratch, float("nan"))
-    slots[:, 0, call.inputs["slot_map"]] = call.inputs["k"].view(layers, -1, *slots.shape[3:])
-    slots[:, 1, call.inputs["slot_map"]] = call.inputs["v"].view(layers, -1, *slots.shape[3:])
+        written.flatten(2, 3).index_fill_(2, scratch, float("nan"))
+    for layer, kv in enumerate(written):
+        put_new(kv, layer, call)
     return written
+
+
+def before_rewrites(origin: Tensor, call: Call) -> list[Tensor]:
+    """Of each layer that is looked at, a copy of its cache with the call's keys and values in their slots and nothing rewritten."""
+    copies = {layer: origin[layer].clone() for layer in call.looked_at or range(len(origin))}
+    for layer, kv in copies.items():
+        put_new(kv, layer, call)
+    return list(copies.values())
+
+
+def put_new(kv: Tensor, layer: int, call: Call) -> None:
+    """Writes a call's keys and values of one layer to their slots of its cache [2, pages, page, ...]."""
+    slots = kv.flatten(1, 2)
+    tokens = len(call.inputs["slot_map"])
+    for at, name in enumerate("kv"):
+        slots[at, call.inputs["slot_map"]] = call.inputs[name][layer * tokens : (layer + 1) * tokens]
 
 
 class AttentionDriver:

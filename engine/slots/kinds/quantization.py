@@ -67,6 +67,12 @@ LARGEST_CACHE = 64 << 20
 NEARER = 0.9
 """A copy of an earlier state is about 0.7 times as far from what was before as from what should be."""
 
+PROMPT = 256
+"""Tokens from which on a case is a prompt: products then take longer than reading the weight does."""
+UNPACKING = 0.05
+"""What a prompt may lose. A weight that is stored in fewer bits is unpacked for its products, which there decide the time: 1 % on one make of processor,
+4 % on another. Decoding, which such a weight is stored for, may lose nothing."""
+
 PART_WEIGHTS = 2
 """Of the weights of a case, drawn from the seed: storing all of them once more would take as much again of an accelerator's memory."""
 PART = 16
@@ -347,6 +353,10 @@ class QuantizationKind(SlotKind):
             error += float((proxy.dequant(packed) - weight.float()).square().sum())
             total += float(weight.float().square().sum())
         return {STORED_ERROR: (error / total) ** 0.5} if total else {}
+
+    def may_lose(self, case: Case) -> float:
+        """A prompt's: what unpacking costs."""
+        return UNPACKING if int(case["tokens"]) >= PROMPT and not case["lookup"] else 0.0
 
     def two_faced(self, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
         """A weight that is timed may be off by `FACES` times what those of the model are, whose quality was measured."""
