@@ -272,9 +272,9 @@ class SlotKind(ABC):
     def excerpt(self, call: Call, outputs: Mapping[str, Tensor], source: Source) -> tuple[Call, dict[str, Tensor]]:
         """A call that is not recorded, and of `outputs`, which a replay gave, what it must give but for a step's rounding.
 
-        The same call; where later steps take what earlier ones gave, a step alone, drawn from the source.
+        The same call, where later steps take what earlier ones gave with what they took; or such a step alone, drawn from the source.
         """
-        return replace(call, recorded=False), dict(outputs)
+        return replace(self.followed(call, outputs), recorded=False), dict(outputs)
 
     @abstractmethod
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ class PointwiseWorkload:
     width: int
     residual: bool = True
     repeat: int = 1
-    """Calls in a row on fresh rows, as consecutive layers make them: one alone can be too short to be measured."""
+    """Calls in a row, as consecutive layers make them, each of which takes up what the one before gave: one alone is too short to be measured."""
     decode: bool = False
     """Whether the tokens are one of each sequence: then an accelerator replays what was recorded, as the engine does."""
 
@@ -31,15 +31,16 @@ NORMALIZATION_CPU = (
     PointwiseWorkload("prefill-512-d1024", 512, 1024),
     PointwiseWorkload("prefill-256-d2048", 256, 2048),
     PointwiseWorkload("head-norm-8k-d64", 8192, 64, residual=False),
-    PointwiseWorkload("decode-b32-d4096", 32, 4096, repeat=4, decode=True),
+    PointwiseWorkload("decode-b128-d4096", 128, 4096, decode=True),
 )
-# 8 to 15 ms a call on an H100: two changes of process cost 0.2 ms besides, and differ by a tenth of that from one process to another.
+# 8 to 15 ms a call on an H100: two changes of process cost 0.2 ms besides, and differ by a tenth of that from one process to another. Prompts
+# are batches of many; of a single row nothing keeps a module from going through all steps in one kernel.
 NORMALIZATION_CUDA = (
-    PointwiseWorkload("prefill-8k-d4096", 8192, 4096, repeat=12),
-    PointwiseWorkload("prefill-32k-d8192", 32768, 8192, repeat=2),
-    PointwiseWorkload("head-norm-8k-h32-d128", 8192 * 32, 128, residual=False, repeat=12),
+    PointwiseWorkload("prefill-12x8k-d4096", 12 * 8192, 4096),
+    PointwiseWorkload("prefill-64k-d8192", 65536, 8192),
+    PointwiseWorkload("head-norm-96k-h32-d128", 12 * 8192 * 32, 128, residual=False),
     PointwiseWorkload("decode-b64-d4096", 64, 4096, repeat=384, decode=True),
-    PointwiseWorkload("decode-b1-d8192", 1, 8192, repeat=640, decode=True),
+    PointwiseWorkload("decode-b16-d8192", 16, 8192, repeat=512, decode=True),
 )
 
 ACTIVATION_UNIT = (
@@ -53,11 +54,11 @@ ACTIVATION_UNIT = (
 ACTIVATION_CPU = (
     PointwiseWorkload("prefill-512-f1408", 512, 1408),
     PointwiseWorkload("prefill-256-f2816", 256, 2816),
-    PointwiseWorkload("decode-b32-f8192", 32, 8192, repeat=3, decode=True),
+    PointwiseWorkload("decode-b96-f8192", 96, 8192, decode=True),
 )
 ACTIVATION_CUDA = (
-    PointwiseWorkload("prefill-8k-f14336", 8192, 14336, repeat=8),
-    PointwiseWorkload("prefill-8k-f8192", 8192, 8192, repeat=12),
-    PointwiseWorkload("prefill-4k-f28672", 4096, 28672, repeat=8),
-    PointwiseWorkload("decode-b64-f14336", 64, 14336, repeat=640, decode=True),
+    PointwiseWorkload("prefill-8x8k-f14336", 8 * 8192, 14336),
+    PointwiseWorkload("prefill-12x8k-f8192", 12 * 8192, 8192),
+    PointwiseWorkload("prefill-8x4k-f28672", 8 * 4096, 28672),
+    PointwiseWorkload("decode-b64-f14336", 64, 14336, repeat=512, decode=True),
 )

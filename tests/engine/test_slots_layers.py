@@ -40,7 +40,8 @@ def made(case: Case, looked_at: tuple[int, ...]) -> tuple[HeldSet, Call, dict[st
     runner = InProcess(ATTENTION, load("attention", "sdpa"))
     runner.hold(held)
     call = replace(ATTENTION.draw(case, held, source.child("call")), rewrites={}, looked_at=looked_at)
-    return held, call, runner.run(call)
+    got = runner.run(call)
+    return held, ATTENTION.followed(call, got), got
 
 
 def test_layers_that_are_looked_at_must_be_right_and_caches_all() -> None:
@@ -70,6 +71,7 @@ def test_a_stale_layer_that_is_looked_at_is_told() -> None:
     source = Source(b"stale!" * 6)
     held = ATTENTION.held(case, source.child("held"))
     call = replace(ATTENTION.draw(case, held, source.child("call")), looked_at=looked_at)
+    call.params["follows"] = False
     expected = ATTENTION.expected(case, held, call)
     shape = (LAYERS, -1, *expected["out"].shape[1:])
     for name, told in (("out", False), ("before", True)):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -29,8 +30,9 @@ from engine.slots.kind import (
     Work,
 )
 from engine.slots.kinds.attention import lacking
-from engine.slots.kinds.pointwise import pointwise_cases, vary_pointwise
+from engine.slots.kinds.pointwise import follows, pointwise_cases, vary_pointwise
 from engine.slots.source import Source
+from engine.slots.steps import all_taken, bounded_by, must_hold_all
 from engine.workloads.pointwise import ACTIVATION_CPU, ACTIVATION_CUDA, ACTIVATION_UNIT
 
 
@@ -67,11 +69,20 @@ class ActivationKind(SlotKind):
         scale = source.choice((0.3, 1.0, 6.0))
         dtype = TensorSpec((), case.dtype).torch_dtype
         call = swiglu_call(draw_tensor(source, size, dtype, case["device"], case["values"], scale), case["repeat"])
+        call.params["follows"] = follows(case)
         call.recorded = case["recorded"]
         return call
 
+    def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
+        """gate_up of each: of the later ones, `bounded_by` the y before."""
+        if not call.params.get("follows"):
+            return call
+        gate_up = all_taken(bounded_by, call.inputs["gate_up"], outputs["y"], int(call.params["repeat"] or 1))
+        return replace(call, inputs={"gate_up": gate_up}, params={**call.params, "follows": False})
+
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition in float32."""
+        must_hold_all(call.params)
         return {"y": swiglu(call.inputs["gate_up"])}
 
     def plain(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
@@ -207,7 +218,11 @@ class ActivationDriver:
         repeat = int(params["repeat"] or 1)
         if repeat == 1:
             return {"y": self.activation.forward(inputs["gate_up"])}
-        return {"y": torch.cat([self.activation.forward(part) for part in inputs["gate_up"].chunk(repeat)])}
+        ys: list[Tensor] = []
+        for part in inputs["gate_up"].chunk(repeat):
+            taken = bounded_by(part, ys[-1]) if ys and params.get("follows") else part
+            ys.append(self.activation.forward(taken))
+        return {"y": torch.cat(ys)}
 
 
 class RemoteActivation:

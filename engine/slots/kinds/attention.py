@@ -32,6 +32,7 @@ from engine.slots.kind import (
     Work,
 )
 from engine.slots.source import Source
+from engine.slots.steps import all_taken, must_hold_all, signed_by
 from engine.workloads.attention import CPU, CUDA, UNIT, AttentionWorkload, format_sequences, parse_sequences
 
 STALE_SCALE = 20.0
@@ -297,7 +298,15 @@ class AttentionKind(SlotKind):
             if case["suite"] == "performance":
                 call.rewrites = {"kv": other_history(held["origin"].tensor, news, totals, table, shape, source)}
         call.looked_at = layers_to_look_at(case, source)
+        call.params["follows"] = case["suite"] == "performance" and int(case["layers"]) > 1
         return call
+
+    def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
+        """q of each layer: of the later ones, with the signs of what the layer before gave."""
+        if not call.params.get("follows"):
+            return call
+        q = all_taken(signed_by, call.inputs["q"], outputs["out"], int(call.params["layers"] or 1))
+        return replace(call, inputs={**call.inputs, "q": q}, params={**call.params, "follows": False})
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition, and the cache with the new tokens in their slots; NaN where calls may have written.
@@ -305,6 +314,7 @@ class AttentionKind(SlotKind):
         Computed in float32, in the unit suite in float64 where the case itself is in float32: else the plain path would have no error
         of its own, and what is nearer to the truth than it would be taken for wrong.
         """
+        must_hold_all(call.params)
         written = after_write(held["origin"].tensor, call, held["scratch"].tensor)
         layers = {"layers": torch.tensor(call.looked_at)} if call.looked_at else {}
         if case["sparse"]:
@@ -679,7 +689,7 @@ class AttentionDriver:
             return self.layer(attention, shape, params, inputs, kv)
         meta = meta_of(params, inputs)
         if operation == "step":
-            return self.step(attention, meta, int(params["layers"] or 1), inputs, kv, bool(params.get("select")))
+            return self.step(attention, meta, params, inputs, kv)
         if operation == "backward":
             return self.backward(attention, meta, inputs, kv[0])
         attention.plan(meta)
@@ -691,13 +701,16 @@ class AttentionDriver:
 
     @staticmethod
     def step(
-        attention: Any, meta: StepMeta, layers: int, inputs: Mapping[str, Tensor], kv: Tensor, select: bool
+        attention: Any, meta: StepMeta, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor], kv: Tensor
     ) -> dict[str, Tensor]:
         """One plan, then write and forward for each layer: the unit of what is timed. With `select`, also the pages read."""
+        layers, select = int(params["layers"] or 1), bool(params.get("select"))
         attention.plan(meta)
-        outputs, masks = [], []
+        outputs: list[Tensor] = []
+        masks = []
         rows = (inputs[name].chunk(layers) for name in ("q", "k", "v"))
-        for q, k, v, cache in zip(*rows, kv.unbind(), strict=True):
+        for fresh, k, v, cache in zip(*rows, kv.unbind(), strict=True):
+            q = signed_by(fresh, outputs[-1]) if outputs and params.get("follows") else fresh
             attention.write(k, v, cache, meta)
             outputs.append(attention.forward(q, k, v, cache, meta))
             if select:

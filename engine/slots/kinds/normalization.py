@@ -1,6 +1,7 @@
 """How normalization is judged."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -29,8 +30,9 @@ from engine.slots.kind import (
     Work,
 )
 from engine.slots.kinds.attention import lacking
-from engine.slots.kinds.pointwise import pointwise_cases, vary_pointwise
+from engine.slots.kinds.pointwise import follows, pointwise_cases, vary_pointwise
 from engine.slots.source import Source
+from engine.slots.steps import all_taken, bounded_by, must_hold_all
 from engine.workloads.pointwise import NORMALIZATION_CPU, NORMALIZATION_CUDA, NORMALIZATION_UNIT
 
 EPS = 1e-5
@@ -74,11 +76,20 @@ class NormalizationKind(SlotKind):
         if case["residual"]:
             inputs["residual"] = draw_tensor(source, size, dtype, case["device"], "normal", scale)
         call = norm_call(case, inputs)
+        call.params["follows"] = follows(case)
         call.recorded = case["recorded"]
         return call
 
+    def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
+        """x of each normalization: of the later ones, `bounded_by` the y before."""
+        if not call.params.get("follows"):
+            return call
+        x = all_taken(bounded_by, call.inputs["x"], outputs["y"], int(call.params["repeat"] or 1))
+        return replace(call, inputs={**call.inputs, "x": x}, params={**call.params, "follows": False})
+
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition, accumulated in float32."""
+        must_hold_all(call.params)
         outputs = self.each(held["weight"].tensor, call)
         y = torch.cat([rms_norm(x, residual, weight, EPS)[0] for x, residual, weight in outputs])
         x, residual = call.inputs["x"], call.inputs.get("residual")
@@ -277,10 +288,12 @@ class NormalizationDriver:
         if repeat == 1:
             y, hidden = forward(x, residual, weight[0])
             return {"y": y, "residual": hidden}
-        ys, hiddens = [], []
+        ys: list[Tensor] = []
+        hiddens = []
         residuals = [None] * repeat if residual is None else residual.chunk(repeat)
         for part, of_it, weights in zip(x.chunk(repeat), residuals, weight.unbind(), strict=True):
-            y, hidden = forward(part, of_it, weights)
+            taken = bounded_by(part, ys[-1]) if ys and params.get("follows") else part
+            y, hidden = forward(taken, of_it, weights)
             ys.append(y)
             hiddens.append(hidden)
         return {"y": torch.cat(ys), "residual": torch.cat(hiddens)}

@@ -43,6 +43,7 @@ from engine.slots.kind import (
 from engine.slots.kinds.attention import lacking
 from engine.slots.quantization import Packed
 from engine.slots.source import Source
+from engine.slots.steps import put_signs
 from engine.workloads.linear import CPU, CUDA, UNIT, LinearWorkload
 
 STORED = {"E": 1e-6, "Q8": 0.125, "Q4": 0.25, "S": 0.125}
@@ -85,6 +86,7 @@ class QuantizationKind(SlotKind):
     name = "quantization"
     title = "Quantization"
     default = "none"
+    halves = 2
 
     # -- the judge's side -------------------------------------------------------------------------------------------
 
@@ -239,10 +241,8 @@ class QuantizationKind(SlotKind):
         if rounds == 1 or x is None:
             return call
         count = int(call.params["weights"] or 1)
-        taken = list(x.chunk(count))
-        given = outputs["y"].chunk(rounds * count)
-        for number in range(count, rounds * count):
-            taken.append(following(given[number - count], call.inputs.get("bounds"), number - count, *taken[0].shape))
+        parts, given = x.chunk(count), outputs["y"].chunk(rounds * count)
+        taken = [taken_by(number, parts, given, call.inputs.get("bounds")) for number in range(rounds * count)]
         return replace(call, inputs={"x": torch.cat(taken)})
 
     def excerpt(self, call: Call, outputs: Mapping[str, Tensor], source: Source) -> tuple[Call, dict[str, Tensor]]:
@@ -547,6 +547,19 @@ def following(given: Tensor, bounds: Tensor | None, number: int, rows: int, inpu
     return taken.view(rows, inputs)
 
 
+def taken_by(number: int, parts: Sequence[Tensor], given: Sequence[Tensor], bounds: Tensor | None) -> Tensor:
+    """What product `number` of several rounds takes. parts: what those of the first round came with; given: what all before it gave.
+
+    What the product with the same weight gave in the round before, with the signs of what the product just before it gave, with another weight: so those of
+    one round follow each other, too.
+    """
+    count = len(parts)
+    if number < count:
+        return put_signs(parts[number].clone(), given[number - 1]) if number else parts[number]
+    taken = following(given[number - count], bounds, number - count, *parts[0].shape)
+    return put_signs(taken, given[number - 1]) if count > 1 else taken
+
+
 def lookup_call(case: Case, ids: Tensor) -> Call:
     """The call for the rows `ids` of the packed weight 0/..."""
     spec = TensorSpec((len(ids), int(case["inputs"])), case.dtype)
@@ -587,11 +600,7 @@ class QuantizationDriver:
             parts = inputs["x"].chunk(count)
             given: list[Tensor] = []
             for number in range(count * rounds):
-                x = (
-                    parts[number]
-                    if number < count
-                    else following(given[number - count], inputs.get("bounds"), number - count, *parts[0].shape)
-                )
+                x = parts[number] if rounds == 1 else taken_by(number, parts, given, inputs.get("bounds"))
                 given.append(self.quantization.linear(x, packed[number % count]))
             return {"y": torch.cat(given)}
         if operation == "embedding":

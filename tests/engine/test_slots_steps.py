@@ -1,0 +1,190 @@
+"""Many steps in one message: each takes up what the one before gave, so that nobody can answer all of them at once."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.slots.caps import Caps
+from engine.slots.inprocess import InProcess, judge_case
+from engine.slots.kind import Call, Case, Environment, HeldSet, kind_named
+from engine.slots.registry import load
+from engine.slots.source import Source
+from engine.slots.steps import RUN, bounded_by, put_signs, signed_by
+from engine.workloads import attention, linear, pointwise
+from tests.attacks.corpus import HERE
+from tests.engine.judging import CPU, header
+from workers.suites.performance.bench import differing
+
+GPU = Environment("gpu-test", "cuda", ("bfloat16",), sm=90)
+STEPS = 5
+KINDS = {"attention": "sdpa", "normalization": "plain", "activation": "plain"}
+ATTACKS = {"attention": "all_layers_at_once", "normalization": "all_rows_at_once"}
+INPUTS = {"attention": "q", "normalization": "x", "activation": "gate_up"}
+OUTPUTS = {"attention": "out", "normalization": "y", "activation": "y"}
+
+
+def case_of(name: str, dtype: str = "float32", **params: Any) -> Case:
+    """A small case of the performance suite whose calls have several steps."""
+    kind = kind_named(name)
+    if name == "attention":
+        workload = attention.AttentionWorkload("steps", 4, 2, 32, 16, "1/90 1/20 1/75 1/40", layers=STEPS)
+        caps = Caps.of(header(name))
+        case = kind.case(workload, dtype, "cpu", "performance", caps, tight=dtype == "float32")  # type: ignore[attr-defined]
+    else:
+        (case, *_) = kind.cases("performance", header(name), CPU)
+        case = Case("steps", dtype, {**case.params, "tokens": 12, "width": 256, "repeat": STEPS})
+    assert isinstance(case, Case)
+    return Case(case.name, case.dtype, {**case.params, **params})
+
+
+def made(name: str, case: Case, implementation: type[Any]) -> tuple[HeldSet, Call, dict[str, Tensor]]:
+    kind, source = kind_named(name), Source(b"steps!" * 6)
+    held = kind.held(case, source.child("held"))
+    runner = InProcess(kind, implementation)
+    runner.hold(held)
+    call = kind.draw(case, held, source.child("call"))
+    return held, call, runner.run(call)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", KINDS)
+def test_honest_implementations_are_right_in_every_step(name: str, dtype: str) -> None:
+    kind, implementation = kind_named(name), load(name, KINDS[name])
+    for seed in range(3):
+        source = Source(bytes([seed]) * 32)
+        assert judge_case(kind, header(name), case_of(name, dtype), implementation, source, 2, True) is None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_judge_knows_what_each_step_took(name: str) -> None:
+    taken: list[Tensor] = []
+    honest = load(name, KINDS[name])
+
+    class Watched(honest):  # type: ignore[misc, valid-type]
+        def forward(self, first: Tensor, *more: Any) -> Any:
+            taken.append(first.clone())
+            return super().forward(first, *more)
+
+    case = case_of(name)
+    held, call, got = made(name, case, Watched)
+    kind = kind_named(name)
+    followed = kind.followed(call, got)
+    fresh, whole = call.inputs[INPUTS[name]].chunk(STEPS), followed.inputs[INPUTS[name]]
+    assert torch.equal(whole, torch.cat(taken))
+    assert torch.equal(taken[0], fresh[0])
+    for number in range(1, STEPS):
+        other = (taken[number] != fresh[number]).float().mean()
+        assert 0.3 < float(other) < 0.7, "half of what a step takes is what the one before made of it"
+    again = kind.followed(followed, got)
+    assert torch.equal(again.inputs[INPUTS[name]], whole)
+    with pytest.raises(ValueError, match="followed"):
+        kind.expected(case, held, call)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_who_answers_all_steps_in_the_first_is_wrong_from_the_second_on(name: str) -> None:
+    scope: dict[str, Any] = {"__name__": f"hostile_{name}"}
+    source = HERE / "files" / "together" / f"{ATTACKS[name]}.py"
+    exec(compile(source.read_text(), str(source), "exec"), scope)
+    (hostile,) = (each for each in scope.values() if isinstance(each, type) and each.__module__ == scope["__name__"])
+    kind, case = kind_named(name), case_of(name)
+    held, call, got = made(name, case, hostile)
+    followed = kind.followed(call, got)
+    finding = kind.compare(case, header(name), got, kind.expected(case, held, followed), None)
+    assert finding is not None
+    rows = len(got[OUTPUTS[name]]) // STEPS
+    assert rows <= finding.index[0] < 2 * rows, "the second step is the first wrong one"
+    # It is right where steps take what came with the message: it is the steps that stop it.
+    apart = replace(call, params={**call.params, "follows": False})
+    runner = InProcess(kind, hostile)
+    runner.hold(held)
+    got = runner.run(apart)
+    assert kind.compare(case, header(name), got, kind.expected(case, held, apart), None) is None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_steps_that_run_give_what_they_gave_when_recorded(name: str) -> None:
+    kind, case = kind_named(name), case_of(name)
+    held, call, got = made(name, case, load(name, KINDS[name]))
+    shown, outputs = kind.excerpt(replace(call, recorded=True), got, Source(bytes(32)))
+    assert not shown.recorded
+    runner = InProcess(kind, load(name, KINDS[name]))
+    runner.hold(held)
+    assert differing(outputs, runner.run(shown)) is None
+    sloppy = {name: value * 1.01 if value.is_floating_point() else value for name, value in outputs.items()}
+    assert differing(sloppy, runner.run(shown)) == next(iter(outputs))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("rows", "width"), [(63, 256), (5, 112), (1, 8), (7, 3)])
+def test_each_value_hangs_on_two_of_the_step_before(rows: int, width: int, times: int) -> None:
+    fresh, given = torch.randn(rows, times * width), torch.randn(rows, width)
+    found = bounded_by(fresh, given).view(rows, times, width)
+    numbers = torch.arange(rows * width).view(rows, width).double()
+    # With nothing fresh that is smaller, the larger of the two comes through.
+    larger = bounded_by(torch.full((rows, times * width), torch.inf, dtype=torch.float64), numbers)
+    flipped = -bounded_by(torch.full((rows, times * width), torch.inf, dtype=torch.float64), -numbers)
+    one, other = (each.view(rows, times, width)[:, 0].long() for each in (larger, flipped))
+    flat = given.flatten()
+    wanted = torch.minimum(torch.maximum(flat[one], flat[other])[:, None], fresh.view(rows, times, width))
+    assert torch.equal(found, wanted)
+    if width > 8:
+        assert (one != other).float().mean() > 0.5
+        assert len({int(at) // width for at in one[0]}) > 1, "a row takes from several"
+    with pytest.raises(ValueError, match="A step gave"):
+        bounded_by(fresh[:, : times * width - 1] if width * times > 1 else fresh[:0], given)
+
+
+@pytest.mark.parametrize("name", ["normalization", "activation"])
+def test_after_a_few_steps_one_value_has_been_met_by_all(name: str) -> None:
+    """By all that stand where it does in their runs, which keep their inner order."""
+    kind = kind_named(name)
+    published = [case for case in kind.cases("performance", header(name), GPU) if int(case["repeat"]) > 1]
+    for number, case in enumerate(published * 3):
+        varied = kind.vary(case, Source(bytes([number]) * 32))
+        rows, width = int(varied["tokens"]), int(varied["width"])
+        assert abs(rows - int(case["tokens"])) <= 2
+        reached = torch.zeros(rows, width)
+        reached[3, 17] = 1.0
+        nothing_smaller = torch.full((rows, width), torch.inf)
+        for _ in range(18):
+            reached = bounded_by(nothing_smaller, reached)
+        assert int(reached.sum()) > 0.9 * rows * width // (RUN // 2)
+
+
+@pytest.mark.parametrize(("rows", "heads", "width"), [(64, 8, 32), (1, 8, 64), (3, 1, 16)])
+def test_signs_come_from_many_rows(rows: int, heads: int, width: int) -> None:
+    fresh, given = torch.randn(rows, heads, width), torch.randn(rows, heads, width)
+    taken = signed_by(fresh, given)
+    assert torch.equal(taken.abs(), fresh.abs())
+    assert taken.is_contiguous()
+    assert torch.equal(taken.view(-1, width).sign(), given.view(width, -1).t().sign())
+    with pytest.raises(ValueError, match="A step gave"):
+        signed_by(fresh, given[..., 1:])
+
+
+@pytest.mark.parametrize(("taken", "given"), [((2, 8), (2, 8)), ((2, 8), (2, 3)), ((2, 3), (2, 8))])
+def test_products_get_signs_as_far_as_they_reach(taken: tuple[int, int], given: tuple[int, int]) -> None:
+    values, signs = torch.randn(taken), torch.randn(given)
+    before, count = values.clone().flatten(), min(values.numel(), signs.numel())
+    found = put_signs(values, signs)
+    assert found is values
+    assert torch.equal(found.flatten()[:count].sign(), signs.flatten()[:count].sign())
+    assert torch.equal(found.flatten().abs(), before.abs())
+    assert torch.equal(found.flatten()[count:], before[count:])
+
+
+def test_where_calls_are_drawn_with_their_answers_there_is_one_step() -> None:
+    small = (*pointwise.NORMALIZATION_CPU, *pointwise.ACTIVATION_CPU)
+    assert {each.repeat for each in (*small, *pointwise.NORMALIZATION_UNIT, *pointwise.ACTIVATION_UNIT)} == {1}
+    assert {each.layers for each in attention.CPU} == {1}
+    assert {each.rounds for each in linear.CPU} == {1}
+
+
+@pytest.mark.parametrize("workload", [*pointwise.NORMALIZATION_CUDA, *pointwise.ACTIVATION_CUDA], ids=lambda w: w.name)
+def test_only_steps_of_several_rows_come_together(workload: pointwise.PointwiseWorkload) -> None:
+    """Of one row, or of a prompt that is long enough alone, nothing is gained by more than one step but a way to answer them at once."""
+    assert workload.repeat == 1 or (workload.decode and workload.tokens >= 16)
