@@ -444,7 +444,7 @@ def aa(out: Path) -> None:
     """A/A: the default attention against itself on four cases, eight pairs at most."""
     from engine.slots.kinds import attention
 
-    few = ("prefill-4x8k", "prefill-varlen", "decode-b16", "decode-b128")
+    few = ("prefill-8k", "prefill-varlen", "decode-b16", "decode-b128")
     with mock.patch.object(attention, "CUDA", tuple(w for w in attention.CUDA if w.name.startswith(few))):
         against_itself(out, "aa-attention", PATHS["attention"], 8)
 

@@ -272,7 +272,7 @@ def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: i
     while (have := len(bank.pairs(where.machine_class, make, slot, planted))) < wanted:
         tell.done(have)
         # As an attempt does: whoever measures beside another one measures both wrong.
-        with sole_use(made.accelerator, OCCUPIED_SECONDS, lambda: None):
+        with sole_use(made.accelerator, OCCUPIED_SECONDS, tell.waiting):
             for record, seconds in _some_pairs(made, judged, min(PAIRS_PER_ATTEMPT, wanted - have)):
                 bank.add(
                     BankedPair(
@@ -446,6 +446,12 @@ class Tell:
 
     def done(self, count: int) -> None:
         self.progress.update(self.task, completed=count)
+
+    def waiting(self) -> None:
+        """Another attempt holds the accelerator: a bar that stands still says nothing."""
+        self.progress.console.print(
+            f"Another attempt is using this accelerator; waiting up to {OCCUPIED_SECONDS:.0f} s."
+        )
 
 
 def markdown(found: Calibration) -> str:

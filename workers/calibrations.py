@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -159,10 +159,13 @@ def of_machine(machine_class: str, facts: Mapping[str, str | float]) -> Calibrat
     return None
 
 
-def slot_of(machine_class: str, kind: str, facts: Mapping[str, str | float]) -> SlotCalibration | None:
-    """What is known of a slot on such a machine, if anything: what another make can tell apart, this one may not."""
+def slot_of(
+    machine_class: str, kind: str, facts: Mapping[str, str | float], cases: Collection[str]
+) -> SlotCalibration | None:
+    """What is known of a slot's published cases on such a machine, if anything: what another make can tell apart, this one may not, nor what other cases can."""
     found = of_machine(machine_class, facts)
-    return None if found is None else found.slots.get(kind)
+    slot = None if found is None else found.slots.get(kind)
+    return slot if slot is not None and slot.cases.keys() == set(cases) else None
 
 
 def make(facts: Mapping[str, str | float]) -> str:

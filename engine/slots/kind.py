@@ -318,8 +318,8 @@ class SlotKind(ABC):
         """What is wrong where the figures of the quality model are better than those of what is timed."""
         return None
 
-    def may_lose(self, case: Case) -> float:
-        """The share of its speed that a published case may lose to what the kind trades in it, though a machine could tell less."""
+    def may_lose(self, case: Case, base: Mapping[str, float], head: Mapping[str, float]) -> float:
+        """The share of its speed that a published case may lose to what the kind trades in it, though a machine could tell less. base, head: their `figures`."""
         return 0.0
 
     @abstractmethod

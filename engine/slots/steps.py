@@ -1,9 +1,11 @@
 """How the steps of one message hang together: what a later one takes is known only when the one before is done.
 
 A call of a published case may stand for many of a model, since one takes less time than can be measured. Inputs that all came with the
-message could be answered by one large kernel, which no model has. So a later step takes fresh values and what the step before
-gave, which both the host and the judge put together by these functions, from what the implementation really gave. Neighbours
-of a row come from many rows before it, so that no row's steps can be gone through apart from the others'.
+message could be answered by one large kernel, which no model has. So a later step takes fresh magnitudes with signs that follow from what the step
+before gave, which both the host and the judge put together by these functions, from what the implementation really gave.
+
+Signs, and of several values each: whoever guesses what all steps give and mends the guess, all steps at once, does not come nearer to it, for of a few signs
+that are wrong more are in the next step. (What follows continuously comes right after a few such sweeps.) And no tolerance leaves room to choose them.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,54 +14,50 @@ from math import gcd
 import torch
 from torch import Tensor
 
-RUN = 128
-"""Values that stay together where rows are mixed: enough for an accelerator to read them at its memory's speed."""
+SECTOR = 16
+"""Values that stay together where they change places: 32 bytes in 16 bits, the least that an accelerator reads."""
 
 
 def signed_by(fresh: Tensor, given: Tensor) -> Tensor:
     """`fresh` with the signs of what the step before gave, of the same size: [rows, heads, width], both.
 
-    For steps whose signs nobody knows without their work. Each row takes its signs from as many rows as it has values, or from all. Raises ValueError
-    where what was given has another size.
+    For steps whose signs nobody knows without their work, each of which mixes many values already. A row takes its signs from `width` / 16 others. Raises
+    ValueError where what was given has another size.
     """
-    if given.numel() != fresh.numel():
-        raise ValueError(f"A step gave {list(given.shape)}; what follows is {list(fresh.shape)}.")
+    _must_fit(fresh, given, 1)
     width = fresh.shape[-1]
-    mixed = given.reshape(width, -1).t()
+    run = gcd(width, SECTOR)
     taken = torch.empty_like(fresh)
-    torch.copysign(fresh.view(-1, width), mixed, out=taken.view(-1, width))
+    mixed = given.reshape(width // run, -1, run).transpose(0, 1)
+    torch.copysign(fresh.view(mixed.shape), mixed, out=taken.view(mixed.shape))
     return taken
 
 
-def bounded_by(fresh: Tensor, given: Tensor) -> Tensor:
-    """The smaller of `fresh`, [rows, times * width], and the larger of two values that the step before gave, [rows, width].
+def signed_by_many(fresh: Tensor, given: Tensor) -> Tensor:
+    """`fresh`, [rows, times * width], with signs that hang on what the step before gave, [rows, width], on four values each: of a * b - c * d.
 
-    For steps whose signs follow from those of what they take. Each value hangs on two of the step before, so on all of them a few steps later, and
-    none can grow beyond what is fresh; where rows are odd in number, that is (of powers of two, few ever meet). Raises ValueError where what was given has another shape.
+    For row-wise steps, whose signs alone follow from the signs of what they take: these hang on sizes, too, so a step has to be done. Neighbours share a sign; a row
+    takes its signs from all rows. `width` is a multiple of 4. Raises ValueError where what was given has another size.
     """
-    rows, width = given.shape
-    if rows != len(fresh) or fresh.shape[1] % width:
-        raise ValueError(f"A step gave {rows} rows of {width}; what follows has {len(fresh)} of {fresh.shape[1]}.")
-    times = fresh.shape[1] // width
-    long = gcd(width, RUN)
-    short = max(1, long // 2)
-    one, other = (given.reshape(width // run, rows, run).transpose(0, 1) for run in (long, short))
-    runs = (width // long, long // short, short)
+    rows, width = len(fresh), given.shape[-1]
+    _must_fit(fresh, given, max(1, fresh.shape[1] // width))
+    # Each operation rounds once and by itself, so that a host and its judge come to the same signs.
+    values = given.to(fresh.dtype).reshape(4, -1)
+    products = values[:2] * values[2:]
+    signs = (products[0] - products[1]).view(-1, rows).t()
     taken = torch.empty_like(fresh)
-    torch.clamp(
-        one.unflatten(2, runs[1:])[:, None],
-        other.unflatten(1, runs[:2])[:, None],
-        fresh.view(rows, times, *runs),
-        out=taken.view(rows, times, *runs),
-    )
+    neighbours = (*signs.shape, fresh.shape[1] // signs.shape[1])
+    torch.copysign(fresh.view(neighbours), signs[..., None], out=taken.view(neighbours))
     return taken
 
 
 def put_signs(taken: Tensor, given: Tensor) -> Tensor:
-    """`taken` itself, contiguous, whose first values get the signs of what the step before gave: as many as both have."""
+    """`taken` itself, contiguous, whose first values get the signs of what the step before gave, in another order: as many as both have."""
     flat, signs = taken.view(-1), given.reshape(-1)
     count = min(len(flat), len(signs))
-    flat[:count].copysign_(signs[:count])
+    run = gcd(count, SECTOR)
+    # In the same order the sign of a value may be that of what it was made of: then nothing has changed.
+    flat[:count].view(-1, run).copysign_(signs[:count].view(run, -1).t())
     return taken
 
 
@@ -74,3 +72,8 @@ def must_hold_all(params: Mapping[str, object]) -> None:
     """Raises ValueError where a call's later steps still take what earlier ones give: nobody can say what is right before that is known."""
     if params.get("follows"):
         raise ValueError("What later steps take follows from what earlier ones gave: see `SlotKind.followed`.")
+
+
+def _must_fit(fresh: Tensor, given: Tensor, times: int) -> None:
+    if given.numel() * times != fresh.numel():
+        raise ValueError(f"A step gave {list(given.shape)}; what follows it is {list(fresh.shape)}.")

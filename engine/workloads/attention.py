@@ -2,7 +2,7 @@
 
 `sequences` is text such as "1/256*32 40/40": 32 sequences with 1 new token of 256 in all, and one with 40 of 40.
 `layers` repeats the step over as many caches with one plan, as a model does, each with the signs of what the one before gave, where one layer takes too
-little time to be measured and more sequences would be another workload.
+little time to be measured.
 """
 
 from dataclasses import dataclass
@@ -54,15 +54,15 @@ CPU = (
 # 5 to 12 ms a call on an H100 but for the longest prompt. All caches together are 17 GB, which the judge has once and the host once; with what a
 # comparison takes that needs a card of 80 GB.
 CUDA = (
-    AttentionWorkload("prefill-512x256-gqa4-d128", 32, 8, 128, 16, "512/512*256"),
-    AttentionWorkload("prefill-4x8k-gqa4-d128", 32, 8, 128, 16, "8192/8192*4"),
+    AttentionWorkload("prefill-512x64-gqa4-d128", 32, 8, 128, 16, "512/512*64", layers=4),
+    AttentionWorkload("prefill-8k-gqa4-d128", 32, 8, 128, 16, "8192/8192", layers=4),
     AttentionWorkload("prefill-32k-gqa8-d128", 64, 8, 128, 16, "32768/32768"),
-    AttentionWorkload("prefill-varlen-96k-gqa4-d64", 32, 8, 64, 16, "256/256*96 1024/1024*24 4096/4096*12"),
+    AttentionWorkload("prefill-varlen-8k-gqa4-d64", 32, 8, 64, 16, "256/256*8 1024/1024*2 4096/4096", layers=12),
     AttentionWorkload("decode-b1-kv128k-gqa4-d128", 32, 8, 128, 16, "1/131072", layers=8),
     AttentionWorkload("decode-b16-kv8k-gqa8-d128", 64, 8, 128, 16, "1/8192*16", layers=6),
     AttentionWorkload("decode-b128-kv512-gqa4-d128", 32, 8, 128, 16, "1/512*128", layers=12),
     AttentionWorkload("decode-b64-kv2k-gqa4-d64", 32, 8, 64, 16, "1/2048*64", layers=12),
-    AttentionWorkload("mixed-4x2k-decode252-gqa4-d128", 32, 8, 128, 16, "1/2048*252 2048/8192*4"),
+    AttentionWorkload("mixed-chunk2k-decode63-gqa4-d128", 32, 8, 128, 16, "1/2048*63 2048/8192", layers=4),
 )
 
 

@@ -273,10 +273,13 @@ def test_only_prompts_of_quantization_may_lose_what_unpacking_costs(name: str, w
     limits = {"operators": ["linear", "rms_norm", "softmax", "swiglu", "attention"]} if name == "adapter" else {}
     declared = Header(name, "x", "E", ("cpu", "cuda"), ("float32", "bfloat16"), limits=limits)
     cases = kind.cases("performance", declared, where)
-    losing = {case.name for case in cases if kind.may_lose(case)}
     prompts = {case.name for case in cases if case.name.startswith("prefill")}
     assert prompts or name == "adapter"
-    assert losing == (prompts if name == "quantization" else set())
+    for bits, trades in ((4.2, True), (16.0, False), (17.0, False)):
+        head, base = {"bits per weight": bits}, {"bits per weight": 16.0}
+        losing = {case.name for case in cases if kind.may_lose(case, base, head)}
+        assert losing == (prompts if name == "quantization" and trades else set())
+    assert not any(kind.may_lose(case, {}, {}) for case in cases)
 
 
 def sizes(name: str, params: object) -> tuple[float, float]:

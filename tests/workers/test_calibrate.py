@@ -98,12 +98,13 @@ def written(folder: Path, bank: Bank) -> calibrations.SlotCalibration:
 
 def test_what_is_written_is_what_the_rule_reads(bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
-    assert calibrations.slot_of("cpu-test", "normalization", HERE) is None
+    assert calibrations.slot_of("cpu-test", "normalization", HERE, CASES) is None
     banked(bank, ACCELERATOR, 40)
     slot = written(tmp_path, bank)
-    read = calibrations.slot_of("cpu-test", "normalization", HERE)
+    read = calibrations.slot_of("cpu-test", "normalization", HERE, CASES)
     assert read == slot
-    assert calibrations.slot_of("cpu-test", "attention", HERE) is None
+    assert calibrations.slot_of("cpu-test", "attention", HERE, CASES) is None
+    assert calibrations.slot_of("cpu-test", "normalization", HERE, CASES[1:]) is None, "measured on other cases"
     rule = rule_for(Policy(alpha=0.01), "cpu", read)
     assert rule.alpha == 0.01
     assert set(rule.floors) == set(CASES)
@@ -131,15 +132,15 @@ def test_each_make_of_machine_goes_by_its_own(bank: Bank, tmp_path: Path, monkey
     for facts, found in ((HERE, slot), (HERE | {"processor": "That"}, other)):
         calibrate.write(calibrations.Calibration("cpu-test", "2026-01-02", facts, {"normalization": found}), tmp_path)
     assert calibrations.names() == ["cpu-test.that", "cpu-test.this-processor"]
-    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"torch": "later"}) == slot
-    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"processor": "That"}) == other
-    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"accelerator": "Some"}) is None
-    assert calibrations.slot_of("cpu", "normalization", HERE) is None
+    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"torch": "later"}, CASES) == slot
+    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"processor": "That"}, CASES) == other
+    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"accelerator": "Some"}, CASES) is None
+    assert calibrations.slot_of("cpu", "normalization", HERE, CASES) is None
     (tmp_path / "cpu-test.that.json").write_text("{")
-    assert calibrations.slot_of("cpu-test", "normalization", HERE) == slot, "another make's file is broken"
+    assert calibrations.slot_of("cpu-test", "normalization", HERE, CASES) == slot, "another make's file is broken"
     # As files were named before, or as a person named one.
     (tmp_path / "cpu-test.this-processor.json").rename(tmp_path / "cpu-test.json")
-    assert calibrations.slot_of("cpu-test", "normalization", HERE) == slot
+    assert calibrations.slot_of("cpu-test", "normalization", HERE, CASES) == slot
 
 
 def test_makes_and_versions_are_told_apart_in_a_bank(bank: Bank) -> None:
@@ -189,12 +190,16 @@ def test_a_slowed_copy_is_a_slot_file_that_spins(slot: str, monkeypatch: pytest.
 class Silent(calibrate.Tell):
     def __init__(self) -> None:
         self.counts: list[int] = []
+        self.waited = 0
 
     def total(self, count: int) -> None:
         pass
 
     def done(self, count: int) -> None:
         self.counts.append(count)
+
+    def waiting(self) -> None:
+        self.waited += 1
 
 
 @pytest.mark.slow  # Measures a real pair, up to three times where the machine is busy.
@@ -239,5 +244,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_measured(
 
 def test_nobody_measures_pairs_beside_another_attempt(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "OCCUPIED_SECONDS", 0.0)
+    told = Silent()
     with sole_use(0, 60, lambda: None), workspace() as made, pytest.raises(Occupied, match="Accelerator 0"):
-        calibrate.bank_pairs(made, bank, "activation", 0.0, 1, Silent())
+        calibrate.bank_pairs(made, bank, "activation", 0.0, 1, told)
+    assert told.waited == 1

@@ -228,9 +228,9 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
     try:
         course.set_up()
         where = trial.environment
-        known = calibrations.slot_of(where.machine_class, trial.subject.kind.name, machine.facts())
-        may_lose = {case.name: trial.subject.kind.may_lose(case) for case in course.published}
-        stage.rule = rule_for(policy, where.device, known, may_lose)
+        asked = [*(case.name for case in course.published), *course.refused]
+        known = calibrations.slot_of(where.machine_class, trial.subject.kind.name, machine.facts(), asked)
+        stage.rule = rule_for(policy, where.device, known, course.may_lose())
         stage.most_pairs = stage.rule.looks[-1] + stage.rule.confirm_pairs
         return _with_sentinels(stage, _report(stage, _decide(stage, stage.rule)))
     except _Stopped:

@@ -32,7 +32,7 @@ from engine.slots.kind import (
 from engine.slots.kinds.attention import lacking
 from engine.slots.kinds.pointwise import follows, pointwise_cases, vary_pointwise
 from engine.slots.source import Source
-from engine.slots.steps import all_taken, bounded_by, must_hold_all
+from engine.slots.steps import all_taken, must_hold_all, signed_by_many
 from engine.workloads.pointwise import ACTIVATION_CPU, ACTIVATION_CUDA, ACTIVATION_UNIT
 
 
@@ -74,10 +74,10 @@ class ActivationKind(SlotKind):
         return call
 
     def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
-        """gate_up of each: of the later ones, `bounded_by` the y before."""
+        """gate_up of each: of the later ones, `signed_by_many` the y before."""
         if not call.params.get("follows"):
             return call
-        gate_up = all_taken(bounded_by, call.inputs["gate_up"], outputs["y"], int(call.params["repeat"] or 1))
+        gate_up = all_taken(signed_by_many, call.inputs["gate_up"], outputs["y"], int(call.params["repeat"] or 1))
         return replace(call, inputs={"gate_up": gate_up}, params={**call.params, "follows": False})
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
@@ -220,7 +220,7 @@ class ActivationDriver:
             return {"y": self.activation.forward(inputs["gate_up"])}
         ys: list[Tensor] = []
         for part in inputs["gate_up"].chunk(repeat):
-            taken = bounded_by(part, ys[-1]) if ys and params.get("follows") else part
+            taken = signed_by_many(part, ys[-1]) if ys and params.get("follows") else part
             ys.append(self.activation.forward(taken))
         return {"y": torch.cat(ys)}
 

@@ -32,7 +32,7 @@ from engine.slots.kind import (
 from engine.slots.kinds.attention import lacking
 from engine.slots.kinds.pointwise import follows, pointwise_cases, vary_pointwise
 from engine.slots.source import Source
-from engine.slots.steps import all_taken, bounded_by, must_hold_all
+from engine.slots.steps import all_taken, must_hold_all, signed_by_many
 from engine.workloads.pointwise import NORMALIZATION_CPU, NORMALIZATION_CUDA, NORMALIZATION_UNIT
 
 EPS = 1e-5
@@ -74,17 +74,19 @@ class NormalizationKind(SlotKind):
         scale = source.choice((0.02, 1.0, 8.0))
         inputs = {"x": draw_tensor(source, size, dtype, case["device"], case["values"], scale)}
         if case["residual"]:
-            inputs["residual"] = draw_tensor(source, size, dtype, case["device"], "normal", scale)
+            # Where steps follow each other, what a sign changes in x must not drown in the residual.
+            share = 0.5 if follows(case) else 1.0
+            inputs["residual"] = draw_tensor(source, size, dtype, case["device"], "normal", share * scale)
         call = norm_call(case, inputs)
         call.params["follows"] = follows(case)
         call.recorded = case["recorded"]
         return call
 
     def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
-        """x of each normalization: of the later ones, `bounded_by` the y before."""
+        """x of each normalization: of the later ones, `signed_by_many` the y before."""
         if not call.params.get("follows"):
             return call
-        x = all_taken(bounded_by, call.inputs["x"], outputs["y"], int(call.params["repeat"] or 1))
+        x = all_taken(signed_by_many, call.inputs["x"], outputs["y"], int(call.params["repeat"] or 1))
         return replace(call, inputs={**call.inputs, "x": x}, params={**call.params, "follows": False})
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
@@ -292,7 +294,7 @@ class NormalizationDriver:
         hiddens = []
         residuals = [None] * repeat if residual is None else residual.chunk(repeat)
         for part, of_it, weights in zip(x.chunk(repeat), residuals, weight.unbind(), strict=True):
-            taken = bounded_by(part, ys[-1]) if ys and params.get("follows") else part
+            taken = signed_by_many(part, ys[-1]) if ys and params.get("follows") else part
             y, hidden = forward(taken, of_it, weights)
             ys.append(y)
             hiddens.append(hidden)

@@ -47,9 +47,6 @@ def vary_pointwise(case: Case, source: Source) -> Case:
     else:
         tokens += source.integer(-(tokens // 50), tokens // 50)
         values = source.choice(("normal", "long-tailed"))
-    if follows(case):
-        # Rows and runs of them have nothing in common then, so that steps mix them well: of powers of two, few values ever meet.
-        tokens |= 1
     return Case(case.name, case.dtype, {**case.params, "tokens": tokens, "values": values})
 
 

@@ -54,6 +54,7 @@ These catch a weight that is not the weight. They do not decide the class: a sch
 error of the outputs, and what it does to a model is measured on a model."""
 
 STORED_ERROR = "relative error of the weight"
+BITS = "bits per weight"
 FACES = 3.0
 """How much larger the stored error of a timed weight may be than that of the quality model's: rows of other lengths and distributions differ by less
 than twice, 8 bits from 4 by twelve times."""
@@ -341,7 +342,7 @@ class QuantizationKind(SlotKind):
         """Bits per weight, counted from the bytes that were handed over, and the error of what is stored."""
         elements = int(case["weights"]) * int(case["outputs"]) * int(case["inputs"])
         packed = sum(entry.tensor.nbytes for entry in held.values() if entry.access == "read")
-        figures = {"bits per weight": 8 * packed / elements}
+        figures = {BITS: 8 * packed / elements}
         if "error" in held:
             figures[STORED_ERROR] = float(held["error"].tensor)
         return figures
@@ -354,9 +355,10 @@ class QuantizationKind(SlotKind):
             total += float(weight.float().square().sum())
         return {STORED_ERROR: (error / total) ** 0.5} if total else {}
 
-    def may_lose(self, case: Case) -> float:
-        """A prompt's: what unpacking costs."""
-        return UNPACKING if int(case["tokens"]) >= PROMPT and not case["lookup"] else 0.0
+    def may_lose(self, case: Case, base: Mapping[str, float], head: Mapping[str, float]) -> float:
+        """A prompt's: what unpacking costs, where head stores fewer bits than base."""
+        fewer = head.get(BITS, 0.0) < base.get(BITS, 0.0)
+        return UNPACKING if fewer and int(case["tokens"]) >= PROMPT and not case["lookup"] else 0.0
 
     def two_faced(self, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
         """A weight that is timed may be off by `FACES` times what those of the model are, whose quality was measured."""
@@ -550,14 +552,13 @@ def following(given: Tensor, bounds: Tensor | None, number: int, rows: int, inpu
 def taken_by(number: int, parts: Sequence[Tensor], given: Sequence[Tensor], bounds: Tensor | None) -> Tensor:
     """What product `number` of several rounds takes. parts: what those of the first round came with; given: what all before it gave.
 
-    What the product with the same weight gave in the round before, with the signs of what the product just before it gave, with another weight: so those of
-    one round follow each other, too.
+    What the product with the same weight gave in the round before, with the signs of what the product just before it gave: so those of one round follow each
+    other, too, and of one weight's rounds none can be guessed and mended.
     """
     count = len(parts)
     if number < count:
         return put_signs(parts[number].clone(), given[number - 1]) if number else parts[number]
-    taken = following(given[number - count], bounds, number - count, *parts[0].shape)
-    return put_signs(taken, given[number - 1]) if count > 1 else taken
+    return put_signs(following(given[number - count], bounds, number - count, *parts[0].shape), given[number - 1])
 
 
 def lookup_call(case: Case, ids: Tensor) -> Call:

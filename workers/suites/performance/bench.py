@@ -331,6 +331,14 @@ class Course:
         if reason is not None:
             raise Impossible(f"{case.name}: {reason}")
 
+    def may_lose(self) -> dict[str, float]:
+        """By case, what it may lose to what the kind trades in it."""
+        found = {}
+        for case in self.published:
+            base, head = (self.kind.figures(case, self.held[side][case.name]) for side in ("base", "head"))
+            found[case.name] = self.kind.may_lose(case, base, head)
+        return found
+
     def of_base_alone(self) -> "Course":
         """The same course with base on both sides, in whose place it steps: what was drawn ahead for other pairs is dropped."""
         self.stop_drawing()
