@@ -110,8 +110,10 @@ class Sdpa(StandardKV):
         cu_q = meta.cu_q
         tokens = None
         if not everything:
-            theirs = [token for row in rows for token in range(self.starts[row], self.starts[row] + self.new[row])]
-            tokens = torch.tensor(theirs, device=device)
+            # A step can have a hundred thousand: in Python, listing them took longer than attending to them.
+            counts = torch.tensor(new, device=device)
+            moved = torch.tensor([self.starts[row] for row in rows], device=device) - (counts.cumsum(0) - counts)
+            tokens = torch.arange(sum(new), device=device) + moved.repeat_interleave(counts, output_size=sum(new))
             cu_q = torch.tensor([0, *accumulate(new)], dtype=torch.int32, device=device)
         if new == total:
             return Packed(tokens, None, cu_q, cu_q, max(new), max(new))

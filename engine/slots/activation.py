@@ -10,5 +10,8 @@ class Activation(Protocol):
     """What an activation implementation offers; one instance serves all layers."""
 
     def forward(self, gate_up: Tensor) -> Tensor:
-        """SwiGLU (Shazeer 2020) of gate_up [T, 2F], gates first: silu(gate) * up, [T, F] in the same dtype."""
+        """SwiGLU (Shazeer 2020) of gate_up [T, 2F], gates first: silu(gate) * up, [T, F] in the same dtype.
+
+        gate_up must stay unchanged, and so must what is returned, in later calls.
+        """
         ...

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine.slots import registry
+from engine.slots.kind import Environment, kind_named
 from workers import calibrate, calibrations
 from workers.calibrate import Bank, BankedAttempt, BankedPair, learn, slowed, workspace
 from workers.judge.speed import rule_for
@@ -15,6 +16,7 @@ from workers.protocol import PairRecord, Policy
 from workers.sole_use import Occupied, sole_use
 from workers.statistics import LogRatios
 from workers.statistics.simulation import ACCELERATOR, BUSY_CORES, Noise
+from workers.suites.version import ROOT
 
 CASES = ("case-1", "case-2", "case-3")
 
@@ -112,6 +114,21 @@ def test_what_is_written_is_what_the_rule_reads(bank: Bank, tmp_path: Path, monk
     text = (tmp_path / "cpu-test.this-processor.md").read_text()
     assert "| normalization | 40 |" in text
     assert "| case-1 |" in text
+
+
+def test_what_is_shipped_was_measured_on_the_cases_that_are_published() -> None:
+    """What was not would never be used, and nobody would notice."""
+    names = calibrations.names()
+    assert names
+    for name in names:
+        found = calibrations.read(name)
+        assert found is not None
+        device = "cpu" if found.machine_class.startswith("cpu") else "cuda"
+        where = Environment(found.machine_class, device, ("float32", "bfloat16"), sm=90 if device == "cuda" else 0)
+        for kind, slot in found.slots.items():
+            declared = registry.read_header(registry.implementations(ROOT / "engine", kind)[kind_named(kind).default])
+            published = {case.name for case in kind_named(kind).cases("performance", declared, where)}
+            assert slot.cases.keys() == published, f"{kind} in {name}"
 
 
 def test_what_a_kind_trades_in_a_case_widens_that_floor_alone(bank: Bank, tmp_path: Path) -> None:

@@ -110,8 +110,10 @@ class TidiedSdpa(StandardKV):
         cu_q = meta.cu_q
         tokens = None
         if not whole:
-            own = [token for row in rows for token in range(self.begins[row], self.begins[row] + self.fresh[row])]
-            tokens = torch.tensor(own, device=device)
+            # A step can have a hundred thousand: in Python, listing them took longer than attending to them.
+            sizes = torch.tensor(fresh, device=device)
+            shift = torch.tensor([self.begins[row] for row in rows], device=device) - (sizes.cumsum(0) - sizes)
+            tokens = torch.arange(sum(fresh), device=device) + shift.repeat_interleave(sizes, output_size=sum(fresh))
             cu_q = torch.tensor([0, *accumulate(fresh)], dtype=torch.int32, device=device)
         if fresh == length:
             return Bundle(tokens, None, cu_q, cu_q, max(fresh), max(fresh))
