@@ -206,6 +206,8 @@ class Performance(msgspec.Struct, frozen=True):
     """Pairs of base with itself, measured after the decision, which knows nothing of them."""
     sentinels_note: Line = ""
     """Why there are fewer than the policy asked for."""
+    unfinished: Line = ""
+    """Why tries of a last pair were thrown away that the budget ended."""
 
 
 class ImplementationOutcome(msgspec.Struct, frozen=True):

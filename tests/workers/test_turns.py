@@ -368,6 +368,20 @@ def test_a_pair_that_is_not_finished_leaves_nothing(monkeypatch: pytest.MonkeyPa
         stage.pair("stop", "", 0, 1)
     assert stage.benchmarks == [{"of": "a pair before"}]
     assert not stage.records
+    assert not stage.unfinished
+
+
+def test_what_was_seen_in_a_pair_that_is_not_finished_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [100.0, 0.0]
+    Measured.worked_in, Measured.busy = ["head"], [0.0]
+    monkeypatch.setattr(speed, "PairBench", Measured)
+    monkeypatch.setattr(speed._Stage, "_run", lambda *_: None)
+    trial = SimpleNamespace(remaining=lambda: left.pop(0), say=lambda *_: None, source=Source(b"turns"))
+    course = SimpleNamespace(on_device=False, refused=[], halves=1, order_of=lambda number: "AB")
+    stage = speed._Stage(trial, course, Policy(), slowest=0.001)  # type: ignore[arg-type]
+    with pytest.raises(speed.BudgetEnded):
+        stage.pair("stop", "", 0, 1)
+    assert stage.unfinished == "a process of head was at work while no call was pending"
 
 
 def test_what_ends_a_bank_of_pairs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,8 @@ class _Stage:
     seen_at_work: set[SideName] = field(default_factory=set)
     """Sides of which a process worked between calls once."""
     slowest: float = 0.0
+    unfinished: str = ""
+    """Why tries of a pair that the budget ended were thrown away: no record tells it."""
     result: SuiteResult = field(default_factory=SuiteResult)
 
     def pair(self, phase: Phase, sentence: str, done: int, total: int) -> PairRecord:
@@ -125,6 +127,7 @@ class _Stage:
             benches = [self.half(index, number, thrown_away, done, total) for number in range(halves)]
         except BudgetEnded:
             del self.benchmarks[known:]
+            self.unfinished = "; ".join(thrown_away)
             raise
         self.compiling.append(statistics.median(bench.compiling["head"] for bench in benches))
         # Else whoever declares only the cases that suit it would be compared on those alone.
@@ -380,6 +383,7 @@ def _report(stage: _Stage, decision: Decision) -> SpeedResult:
         cases=cases,
         against=trial.subject.base.name,
         baseline_speedup=whole if against_baseline else None,
+        unfinished=stage.unfinished[:4000],
     )
     if speed == "slower":
         stage.result.statuses.append("failed")
