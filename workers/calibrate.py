@@ -50,7 +50,7 @@ from workers.judge import machine
 from workers.judge.accelerator import count as accelerators
 from workers.judge.hosts import Hosts, keep_to_share
 from workers.judge.speed import MeasuringFailed, UnfitMachine, measure_pairs, rule_for
-from workers.judge.trial import Subject, Trial, subject
+from workers.judge.trial import Subject, Trial, published, subject
 from workers.protocol import Job, PairRecord, Policy, SlotFile, encode
 from workers.sandbox import best_level
 from workers.sole_use import Occupied, sole_use
@@ -106,9 +106,13 @@ class Bank:
 
     def pairs(self, machine_class: str, make: str, slot: str, planted: float = 0.0) -> list[BankedPair]:
         """The pairs of one slot whose cases are those of the latest one, in the order in which they were measured."""
+
+        def cases(entry: BankedPair) -> tuple[str, frozenset[str]]:
+            return entry.workload, frozenset(entry.pair.base)
+
         mine = self._of(machine_class, make, slot)
         found = [entry for entry in mine if isinstance(entry, BankedPair) and entry.planted == planted]
-        return [entry for entry in found if set(entry.pair.base) == set(found[-1].pair.base)]
+        return [entry for entry in found if cases(entry) == cases(found[-1])]
 
     def attempts(self, machine_class: str, make: str, slot: str) -> list[BankedAttempt]:
         """The whole attempts of one slot."""
@@ -268,6 +272,7 @@ def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: i
     trees = Trees(base, made.tree(path))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - where.threads))
     judged = subject(SlotFile(path, slot, "modified"), trees)  # type: ignore[arg-type]
+    workload = published(judged, where)
     tell.total(wanted)
     while (have := len(bank.pairs(where.machine_class, make, slot, planted))) < wanted:
         tell.done(have)
@@ -285,6 +290,7 @@ def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: i
                         suite_version=suite_version(),
                         at=time.time(),
                         make=make,
+                        workload=workload,
                     )
                 )
                 have += 1
@@ -388,6 +394,7 @@ def learn(
         effect_at_90=None,
         seconds_per_pair=statistics.median([entry.seconds for entry in entries if entry.seconds] or [0.0]),
         suite_versions=len({entry.suite_version for entry in entries}),
+        workload=entries[-1].workload,
         attempts=_summary(bank.attempts(machine_class, make, slot)),
     )
     rule = rule_for(Policy(), device, found)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -68,6 +68,8 @@ class SlotCalibration(msgspec.Struct, frozen=True):
     """How often the rule calls identical code slower, which fails it; None where it was not learned."""
     suite_versions: int = 1
     """How many versions of the suites the pairs were measured by."""
+    workload: str = ""
+    """Digest of the cases; "" where nobody wrote it down, so that it counts for none."""
     planted: list[Planted] = []
     attempts: WholeAttempts | None = None
 
@@ -85,7 +87,7 @@ class Calibration(msgspec.Struct, frozen=True):
 class BankedPair(msgspec.Struct, frozen=True, tag="pair", omit_defaults=True):
     """One pair. `planted` is the share of its own time that base spins; 0 where both sides are the same code. `seconds` 0: not known.
 
-    `make`: see `make`; "" where nobody wrote it down, so that it counts for none.
+    `make`: see `make`; "" where nobody wrote it down, so that it counts for none. `workload`: the digest of the cases.
     """
 
     slot: str
@@ -97,6 +99,7 @@ class BankedPair(msgspec.Struct, frozen=True, tag="pair", omit_defaults=True):
     suite_version: str
     at: float
     make: str = ""
+    workload: str = ""
 
 
 class BankedAttempt(msgspec.Struct, frozen=True, tag="attempt", omit_defaults=True):
@@ -159,13 +162,14 @@ def of_machine(machine_class: str, facts: Mapping[str, str | float]) -> Calibrat
     return None
 
 
-def slot_of(
-    machine_class: str, kind: str, facts: Mapping[str, str | float], cases: Collection[str]
-) -> SlotCalibration | None:
-    """What is known of a slot's published cases on such a machine, if anything: what another make can tell apart, this one may not, nor what other cases can."""
+def slot_of(machine_class: str, kind: str, facts: Mapping[str, str | float], workload: str) -> SlotCalibration | None:
+    """What is known of a slot's published cases on such a machine, if anything: what another make can tell apart, this one may not, nor what other cases can.
+
+    workload: the digest of the cases as they are published.
+    """
     found = of_machine(machine_class, facts)
     slot = None if found is None else found.slots.get(kind)
-    return slot if slot is not None and slot.cases.keys() == set(cases) else None
+    return slot if slot is not None and workload and slot.workload == workload else None
 
 
 def make(facts: Mapping[str, str | float]) -> str:

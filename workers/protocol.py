@@ -208,6 +208,8 @@ class Performance(msgspec.Struct, frozen=True):
     """Why there are fewer than the policy asked for."""
     unfinished: Line = ""
     """Why tries of a last pair were thrown away that the budget ended."""
+    workload: Line = ""
+    """Digest of the published cases."""
 
 
 class ImplementationOutcome(msgspec.Struct, frozen=True):

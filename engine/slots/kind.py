@@ -5,6 +5,8 @@ implementation through a `Runner`. The trusted side of a kind (`cases` ... `prox
 (`driver`) runs in the module host beside contributor code, and is told nothing but the inputs of the call at hand.
 """
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,6 +75,12 @@ class Case:
 
     def __getitem__(self, key: str) -> Any:
         return self.params[key]
+
+
+def digest_of(cases: Sequence[Case]) -> str:
+    """A short digest of what cases are made of: what was measured on others says little of these, whatever they are called."""
+    made_of = [[case.name, case.dtype, sorted(case.params.items())] for case in cases]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -213,6 +221,9 @@ class Property:
     check: Callable[[Runner, Source], Finding | None]
 
 
+Figures = Mapping[str, float]
+
+
 class SlotKind(ABC):
     """The declaration of one kind. Each method says on which side of the trust boundary it runs."""
 
@@ -318,9 +329,12 @@ class SlotKind(ABC):
         """What is wrong where the figures of the quality model are better than those of what is timed."""
         return None
 
-    def may_lose(self, case: Case, base: Mapping[str, float], head: Mapping[str, float]) -> float:
-        """The share of its speed that a published case may lose to what the kind trades in it, though a machine could tell less. base, head: their `figures`."""
-        return 0.0
+    def may_lose(self, cases: Sequence[Case], base: Sequence[Figures], head: Sequence[Figures]) -> dict[str, float]:
+        """By published case, the share of its speed that it may lose to what the kind trades in it, though a machine could tell less.
+
+        base, head: the `figures` of each case. Cases that may lose nothing are left out.
+        """
+        return {}
 
     @abstractmethod
     def proxy(self, runner: Runner, header: Header) -> Any:

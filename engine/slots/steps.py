@@ -5,7 +5,8 @@ message could be answered by one large kernel, which no model has. So a later st
 before gave, which both the host and the judge put together by these functions, from what the implementation really gave.
 
 Signs, and of several values each: whoever guesses what all steps give and mends the guess, all steps at once, does not come nearer to it, for of a few signs
-that are wrong more are in the next step. (What follows continuously comes right after a few such sweeps.) And no tolerance leaves room to choose them.
+that are wrong more are in the next step. (What follows continuously comes right after a few such sweeps.) In classes that may be off by much, some signs can be bent: see
+docs/threat-model.md.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,8 +37,9 @@ def signed_by(fresh: Tensor, given: Tensor) -> Tensor:
 def signed_by_many(fresh: Tensor, given: Tensor) -> Tensor:
     """`fresh`, [rows, times * width], with signs that hang on what the step before gave, [rows, width], on four values each: of a * b - c * d.
 
-    For row-wise steps, whose signs alone follow from the signs of what they take: these hang on sizes, too, so a step has to be done. Neighbours share a sign; a row
-    takes its signs from all rows. `width` is a multiple of 4. Raises ValueError where what was given has another size.
+    For row-wise steps, whose signs alone follow from the signs of what they take: these hang on sizes, too. Neighbours share a sign; a row
+    takes its signs from all rows. `width` is a multiple of 4, and there is an odd number of rows: else what lies in some places never meets what lies in
+    others (of 64 rows of 4096, in 70 parts that know nothing of each other). Raises ValueError where what was given has another size.
     """
     rows, width = len(fresh), given.shape[-1]
     _must_fit(fresh, given, max(1, fresh.shape[1] // width))

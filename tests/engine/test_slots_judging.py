@@ -275,11 +275,13 @@ def test_only_prompts_of_quantization_may_lose_what_unpacking_costs(name: str, w
     cases = kind.cases("performance", declared, where)
     prompts = {case.name for case in cases if case.name.startswith("prefill")}
     assert prompts or name == "adapter"
-    for bits, trades in ((4.2, True), (16.0, False), (17.0, False)):
-        head, base = {"bits per weight": bits}, {"bits per weight": 16.0}
-        losing = {case.name for case in cases if kind.may_lose(case, base, head)}
-        assert losing == (prompts if name == "quantization" and trades else set())
-    assert not any(kind.may_lose(case, {}, {}) for case in cases)
+    base = [{"bits per weight": 16.0}] * len(cases)
+    for bits, trades in ((4.2, True), (14.4, True), (15.9, False), (16.0, False), (17.0, False)):
+        losing = kind.may_lose(cases, base, [{"bits per weight": bits}] * len(cases))
+        assert losing == (dict.fromkeys(prompts, 0.05) if name == "quantization" and trades else {})
+    # Fewer for the prompts alone earn nothing.
+    mixed = [{"bits per weight": 4.0 if case.name in prompts else 16.0} for case in cases]
+    assert not kind.may_lose(cases, base, mixed)
 
 
 def sizes(name: str, params: object) -> tuple[float, float]:

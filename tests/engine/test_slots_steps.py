@@ -136,6 +136,32 @@ def test_each_sign_hangs_on_four_values(rows: int, width: int, times: int) -> No
         signed_by_many(fresh[: rows - 1] if rows > 1 else fresh[:, 1:], given)
 
 
+def reached(rows: int, width: int, steps: int) -> float:
+    """The share of a step's values that hang on one value of a step that many before."""
+    found = torch.zeros(4, rows * width // 4, dtype=torch.bool)
+    found[0, 17] = True
+    for _ in range(steps):
+        signs = found.any(0).view(-1, rows).t()
+        found = signs.repeat_interleave(4, 1).reshape(4, -1)
+    return float(found.float().mean())
+
+
+@pytest.mark.parametrize("name", ["normalization", "activation"])
+def test_no_part_of_the_published_steps_keeps_to_itself(name: str) -> None:
+    kind = kind_named(name)
+    published = [case for case in kind.cases("performance", header(name), GPU) if int(case["repeat"]) > 1]
+    drawn = {
+        (int(varied["tokens"]), int(varied["width"]))
+        for case in published
+        for varied in (kind.vary(case, Source(bytes([seed]) * 32)) for seed in range(20))
+    }
+    assert len(drawn) > len(published)
+    for rows, width in drawn:
+        assert rows % 2 == 1
+        assert reached(rows, width, 24) == 1.0
+    assert reached(64, 4096, 24) < 0.1, "what an even number of rows would do"
+
+
 @pytest.mark.parametrize(("name", "steps"), [("normalization", 40), ("activation", 12)])
 def test_what_few_values_change_is_soon_everywhere(name: str, steps: int) -> None:
     """In the published shapes, some of which are powers of two: there much could fall on the same places again and again."""

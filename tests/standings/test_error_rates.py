@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 
 from swapbench.standings import error_rates
-from swapbench.submissions.models import Result, Submission
+from swapbench.submissions.models import Attempt, Result, Submission
 from tests.web.sample import SENTINELS
 from workers import calibrations
 from workers.calibrations import Banked, BankedPair, Calibration, SlotCalibration
@@ -119,6 +119,16 @@ def test_the_bank_can_be_gone_on_from(full: dict[int, Submission], folder: Path,
     assert {json.loads(line)["type"] for line in bank.read_text().splitlines()} == {"pair"}
     call_command("samecode", str(bank))
     assert len(bank.read_bytes().splitlines()) == len(entries), "nothing is added twice"
+
+
+def test_banked_pairs_say_what_their_cases_were_made_of(full: dict[int, Submission], folder: Path) -> None:
+    before = list(error_rates.banked())
+    assert {entry.workload for entry in before} == {""}, "the samples' outcomes do not say"
+    attempt = Attempt.objects.get(pk=max(same.attempt for same in error_rates.latest()))
+    path = Result.objects.filter(attempt=attempt, phase="same").values_list("path", flat=True)[0]
+    said = {"status": "passed", "implementations": [{"path": path, "performance": {"workload": "0123", "pairs": []}}]}
+    Attempt.objects.filter(pk=attempt.pk).update(outcome=json.dumps(said))
+    assert {entry.workload for entry in error_rates.banked()} == {"", "0123"}
 
 
 def test_a_bank_that_cannot_be_written(db: None, tmp_path: Path) -> None:

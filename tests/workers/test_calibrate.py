@@ -1,5 +1,6 @@
 """Calibration: a bank that survives being killed, what is learned from it, and how the rule of an attempt uses that within bounds."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.slots import registry
-from engine.slots.kind import Environment, kind_named
+from engine.slots.kind import Environment, digest_of, kind_named
 from workers import calibrate, calibrations
 from workers.calibrate import Bank, BankedAttempt, BankedPair, learn, slowed, workspace
 from workers.judge.speed import rule_for
@@ -26,10 +27,11 @@ def pair(logs: LogRatios, number: int) -> PairRecord:
     return PairRecord(number, "AB", "stop", dict.fromkeys(logs.cases, 1.0), head)
 
 
-def banked(bank: Bank, noise: Noise, pairs: int, planted: float = 0.0) -> None:
+def banked(bank: Bank, noise: Noise, pairs: int, planted: float = 0.0, workload: str = "cases") -> None:
     (logs,) = noise.attempts(np.random.default_rng(7), 1, pairs, len(CASES), planted)
     for number in range(pairs):
-        bank.add(BankedPair("normalization", "plain", planted, pair(logs, number), 3.0, "cpu-test", "v", 0.0, "This"))
+        measured = pair(logs, number)
+        bank.add(BankedPair("normalization", "plain", planted, measured, 3.0, "cpu-test", "v", 0.0, "This", workload))
 
 
 @pytest.fixture
@@ -87,6 +89,8 @@ def test_pairs_over_other_cases_are_not_mixed_in(bank: Bank) -> None:
     banked(bank, ACCELERATOR, 3)
     assert len(bank.pairs("cpu-test", "This", "normalization")) == 3
     assert not bank.pairs("cpu-other", "This", "normalization")
+    banked(bank, ACCELERATOR, 2, workload="cases of the same names that take longer")
+    assert len(bank.pairs("cpu-test", "This", "normalization")) == 2
 
 
 HERE: dict[str, str | float] = {"processor": "This(R) Processor", "cores": 2.0}
@@ -100,13 +104,13 @@ def written(folder: Path, bank: Bank) -> calibrations.SlotCalibration:
 
 def test_what_is_written_is_what_the_rule_reads(bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWAPBENCH_CALIBRATION", str(tmp_path))
-    assert calibrations.slot_of("cpu-test", "normalization", HERE, CASES) is None
+    assert calibrations.slot_of("cpu-test", "normalization", HERE, "cases") is None
     banked(bank, ACCELERATOR, 40)
     slot = written(tmp_path, bank)
-    read = calibrations.slot_of("cpu-test", "normalization", HERE, CASES)
+    read = calibrations.slot_of("cpu-test", "normalization", HERE, "cases")
     assert read == slot
-    assert calibrations.slot_of("cpu-test", "attention", HERE, CASES) is None
-    assert calibrations.slot_of("cpu-test", "normalization", HERE, CASES[1:]) is None, "measured on other cases"
+    assert calibrations.slot_of("cpu-test", "attention", HERE, "cases") is None
+    assert calibrations.slot_of("cpu-test", "normalization", HERE, "others") is None, "measured on other cases"
     rule = rule_for(Policy(alpha=0.01), "cpu", read)
     assert rule.alpha == 0.01
     assert set(rule.floors) == set(CASES)
@@ -127,17 +131,17 @@ def test_what_is_shipped_was_measured_on_the_cases_that_are_published() -> None:
         where = Environment(found.machine_class, device, ("float32", "bfloat16"), sm=90 if device == "cuda" else 0)
         for kind, slot in found.slots.items():
             declared = registry.read_header(registry.implementations(ROOT / "engine", kind)[kind_named(kind).default])
-            published = {case.name for case in kind_named(kind).cases("performance", declared, where)}
-            assert slot.cases.keys() == published, f"{kind} in {name}"
+            published = kind_named(kind).cases("performance", dataclasses.replace(declared, limits={}), where)
+            assert slot.workload == digest_of(published), f"{kind} in {name}"
 
 
 def test_what_a_kind_trades_in_a_case_widens_that_floor_alone(bank: Bank, tmp_path: Path) -> None:
     banked(bank, ACCELERATOR, 40)
     slot = written(tmp_path, bank)
     plain = rule_for(Policy(), "cpu", slot)
-    traded = rule_for(Policy(), "cpu", slot, {"case-1": 0.05, "case-2": 0.0, "case-3": plain.floors["case-3"] / 2})
+    traded = rule_for(Policy(), "cpu", slot, {"case-1": 0.05, "case-3": plain.floors["case-3"] / 2})
     assert traded == msgspec.structs.replace(plain, floors=plain.floors | {"case-1": 0.05})
-    unknown = rule_for(Policy(), "cpu", None, {"case-1": 0.05, "case-2": 0.01, "case-3": 0.0})
+    unknown = rule_for(Policy(), "cpu", None, {"case-1": 0.05, "case-2": 0.01})
     assert unknown.floors == {"case-1": 0.05, "case-2": unknown.floor}
 
 
@@ -149,15 +153,15 @@ def test_each_make_of_machine_goes_by_its_own(bank: Bank, tmp_path: Path, monkey
     for facts, found in ((HERE, slot), (HERE | {"processor": "That"}, other)):
         calibrate.write(calibrations.Calibration("cpu-test", "2026-01-02", facts, {"normalization": found}), tmp_path)
     assert calibrations.names() == ["cpu-test.that", "cpu-test.this-processor"]
-    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"torch": "later"}, CASES) == slot
-    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"processor": "That"}, CASES) == other
-    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"accelerator": "Some"}, CASES) is None
-    assert calibrations.slot_of("cpu", "normalization", HERE, CASES) is None
+    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"torch": "later"}, "cases") == slot
+    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"processor": "That"}, "cases") == other
+    assert calibrations.slot_of("cpu-test", "normalization", HERE | {"accelerator": "Some"}, "cases") is None
+    assert calibrations.slot_of("cpu", "normalization", HERE, "cases") is None
     (tmp_path / "cpu-test.that.json").write_text("{")
-    assert calibrations.slot_of("cpu-test", "normalization", HERE, CASES) == slot, "another make's file is broken"
+    assert calibrations.slot_of("cpu-test", "normalization", HERE, "cases") == slot, "another make's file is broken"
     # As files were named before, or as a person named one.
     (tmp_path / "cpu-test.this-processor.json").rename(tmp_path / "cpu-test.json")
-    assert calibrations.slot_of("cpu-test", "normalization", HERE, CASES) == slot
+    assert calibrations.slot_of("cpu-test", "normalization", HERE, "cases") == slot
 
 
 def test_makes_and_versions_are_told_apart_in_a_bank(bank: Bank) -> None:

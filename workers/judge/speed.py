@@ -18,7 +18,7 @@ from engine.slots.registry import read_header
 from workers import calibrations
 from workers.calibrations import SlotCalibration
 from workers.judge import machine
-from workers.judge.trial import Impossible, StageTimedOut, Trial, Wrong, reason_of, recipe_of, status_of
+from workers.judge.trial import Impossible, StageTimedOut, Trial, Wrong, published, reason_of, recipe_of, status_of
 from workers.protocol import CaseSpeed, Interval, PairRecord, Performance, Policy, Reason, Speed
 from workers.sandbox import SandboxError
 from workers.statistics import (
@@ -91,8 +91,7 @@ def rule_for(
         floors = calibrations.floors(slot)
         rule = msgspec.structs.replace(rule, equivalence=calibrations.equivalence(slot), bias=calibrations.bias(slot))
     for case, share in (may_lose or {}).items():
-        if share:
-            floors[case] = max(share, floors.get(case, rule.floor))
+        floors[case] = max(share, floors.get(case, rule.floor))
     return msgspec.structs.replace(rule, floors=floors)
 
 
@@ -113,6 +112,7 @@ class _Stage:
     seen_at_work: set[SideName] = field(default_factory=set)
     """Sides of which a process worked between calls once."""
     slowest: float = 0.0
+    workload: str = ""
     unfinished: str = ""
     """Why tries of a pair that the budget ended were thrown away: no record tells it."""
     result: SuiteResult = field(default_factory=SuiteResult)
@@ -231,8 +231,8 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
     try:
         course.set_up()
         where = trial.environment
-        asked = [*(case.name for case in course.published), *course.refused]
-        known = calibrations.slot_of(where.machine_class, trial.subject.kind.name, machine.facts(), asked)
+        stage.workload = published(trial.subject, where)
+        known = calibrations.slot_of(where.machine_class, trial.subject.kind.name, machine.facts(), stage.workload)
         stage.rule = rule_for(policy, where.device, known, course.may_lose())
         stage.most_pairs = stage.rule.looks[-1] + stage.rule.confirm_pairs
         return _with_sentinels(stage, _report(stage, _decide(stage, stage.rule)))
@@ -384,6 +384,7 @@ def _report(stage: _Stage, decision: Decision) -> SpeedResult:
         against=trial.subject.base.name,
         baseline_speedup=whole if against_baseline else None,
         unfinished=stage.unfinished[:4000],
+        workload=stage.workload,
     )
     if speed == "slower":
         stage.result.statuses.append("failed")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from engine.slots.kind import (
     HeldSet,
     Preparation,
     SlotKind,
+    digest_of,
     kind_named,
 )
 from engine.slots.registry import declared, implementations, read_header
@@ -93,6 +94,12 @@ def subject(file: SlotFile, trees: Trees) -> Subject:
     if (trees.base / file.path).exists():
         base = Side(trees.base, file.path, read_header(trees.base / file.path).name)
     return Subject(file, header, kind, Side(trees.head, file.path, header.name), base, baseline)
+
+
+def published(subject: Subject, where: Environment) -> str:
+    """The digest of the slot's cases as its default is given them: of a subject that leaves some out, they are others by its own choice."""
+    default = replace(read_header(Path(subject.baseline.tree, subject.baseline.path)), limits={})
+    return digest_of(subject.kind.cases("performance", default, where))
 
 
 @dataclass

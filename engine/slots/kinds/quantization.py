@@ -26,6 +26,7 @@ from engine.slots.kind import (
     Case,
     Driver,
     Environment,
+    Figures,
     Finding,
     Held,
     HeldSet,
@@ -74,6 +75,8 @@ PROMPT = 256
 UNPACKING = 0.05
 """What a prompt may lose. A weight that is stored in fewer bits is unpacked for its products, which there decide the time: 1 % on one make of processor,
 4 % on another. Decoding, which such a weight is stored for, may lose nothing."""
+FEWER = 0.9
+"""Of base's bits: a tenth less is also what a merge is worth for."""
 
 PART_WEIGHTS = 2
 """Of the weights of a case, drawn from the seed: storing all of them once more would take as much again of an accelerator's memory."""
@@ -355,10 +358,11 @@ class QuantizationKind(SlotKind):
             total += float(weight.float().square().sum())
         return {STORED_ERROR: (error / total) ** 0.5} if total else {}
 
-    def may_lose(self, case: Case, base: Mapping[str, float], head: Mapping[str, float]) -> float:
-        """A prompt's: what unpacking costs, where head stores fewer bits than base."""
-        fewer = head.get(BITS, 0.0) < base.get(BITS, 0.0)
-        return UNPACKING if fewer and int(case["tokens"]) >= PROMPT and not case["lookup"] else 0.0
+    def may_lose(self, cases: Sequence[Case], base: Sequence[Figures], head: Sequence[Figures]) -> dict[str, float]:
+        """Prompts: what unpacking costs, where head stores clearly fewer bits than base in every case."""
+        if not all(theirs[BITS] <= FEWER * ours[BITS] for ours, theirs in zip(base, head, strict=True)):
+            return {}
+        return {case.name: UNPACKING for case in cases if int(case["tokens"]) >= PROMPT and not case["lookup"]}
 
     def two_faced(self, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
         """A weight that is timed may be off by `FACES` times what those of the model are, whose quality was measured."""

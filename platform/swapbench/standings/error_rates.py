@@ -1,15 +1,16 @@
 """How often the judge is wrong: what was calibrated on each machine class, and what identical code has shown there since."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 
+import msgspec
 import numpy as np
 
 from engine.slots.header import kind_of_path
-from swapbench.submissions.models import Result, Verdict
+from swapbench.submissions.models import Attempt, Result, Verdict
 from workers import calibrations
 from workers.calibrations import BankedPair, Calibration, SlotCalibration
 from workers.protocol import PairRecord
@@ -142,6 +143,7 @@ def banked() -> Iterator[BankedPair]:
             attempt__in={same.attempt for same in recorded}, track_speedup__isnull=False
         ).values_list("attempt_id", "path", "against")
     }
+    workloads = dict(published_workloads({attempt for attempt, _ in against}))
     for same in recorded:
         name = against.get((same.attempt, same.path))
         if name is None:
@@ -156,4 +158,30 @@ def banked() -> Iterator[BankedPair]:
             suite_version=same.suite_version,
             at=same.at.timestamp() if same.at else 0.0,
             make=same.make,
+            workload=workloads.get((same.attempt, same.path), ""),
         )
+
+
+class _Measured(msgspec.Struct):
+    """Of an outcome's performance, what its cases were made of."""
+
+    workload: str = ""
+
+
+class _Implementation(msgspec.Struct):
+    path: str
+    performance: _Measured | None = None
+
+
+class _Outcome(msgspec.Struct):
+    """Of an outcome, which holds every sample, no more than is asked for."""
+
+    implementations: list[_Implementation] = []
+
+
+def published_workloads(attempts: Collection[int]) -> Iterator[tuple[tuple[int, str], str]]:
+    """By attempt and path, the digest of the cases that the outcome names."""
+    for attempt, text in Attempt.objects.filter(pk__in=attempts).values_list("pk", "outcome").iterator(chunk_size=10):
+        for found in msgspec.json.decode(text, type=_Outcome).implementations if text else ():
+            if found.performance is not None:
+                yield (attempt, found.path), found.performance.workload

@@ -333,11 +333,11 @@ class Course:
 
     def may_lose(self) -> dict[str, float]:
         """By case, what it may lose to what the kind trades in it."""
-        found = {}
-        for case in self.published:
-            base, head = (self.kind.figures(case, self.held[side][case.name]) for side in ("base", "head"))
-            found[case.name] = self.kind.may_lose(case, base, head)
-        return found
+        sides: tuple[SideName, SideName] = ("base", "head")
+        base, head = (
+            [self.kind.figures(case, self.held[side][case.name]) for case in self.published] for side in sides
+        )
+        return self.kind.may_lose(self.published, base, head)
 
     def of_base_alone(self) -> "Course":
         """The same course with base on both sides, in whose place it steps: what was drawn ahead for other pairs is dropped."""
