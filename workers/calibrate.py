@@ -104,14 +104,18 @@ class Bank:
                 except msgspec.MsgspecError:
                     continue
 
-    def pairs(self, machine_class: str, make: str, slot: str, planted: float = 0.0) -> list[BankedPair]:
-        """The pairs of one slot whose cases are those of the latest one, in the order in which they were measured."""
+    def pairs(
+        self, machine_class: str, make: str, slot: str, planted: float = 0.0, workload: str | None = None
+    ) -> list[BankedPair]:
+        """The pairs of one slot over these cases, or those of the latest one, in the order in which they were measured."""
 
         def cases(entry: BankedPair) -> tuple[str, frozenset[str]]:
             return entry.workload, frozenset(entry.pair.base)
 
         mine = self._of(machine_class, make, slot)
         found = [entry for entry in mine if isinstance(entry, BankedPair) and entry.planted == planted]
+        if workload is not None:
+            return [entry for entry in found if entry.workload == workload]
         return [entry for entry in found if cases(entry) == cases(found[-1])]
 
     def attempts(self, machine_class: str, make: str, slot: str) -> list[BankedAttempt]:
@@ -274,7 +278,7 @@ def bank_pairs(made: Workspace, bank: Bank, slot: str, planted: float, wanted: i
     judged = subject(SlotFile(path, slot, "modified"), trees)  # type: ignore[arg-type]
     workload = published(judged, where)
     tell.total(wanted)
-    while (have := len(bank.pairs(where.machine_class, make, slot, planted))) < wanted:
+    while (have := len(bank.pairs(where.machine_class, make, slot, planted, workload))) < wanted:
         tell.done(have)
         # As an attempt does: whoever measures beside another one measures both wrong.
         with sole_use(made.accelerator, OCCUPIED_SECONDS, tell.waiting):

@@ -12,6 +12,6 @@ class Activation(Protocol):
     def forward(self, gate_up: Tensor) -> Tensor:
         """SwiGLU (Shazeer 2020) of gate_up [T, 2F], gates first: silu(gate) * up, [T, F] in the same dtype.
 
-        gate_up must stay unchanged, and so must what is returned, in later calls.
+        gate_up must stay unchanged, and later calls must leave what was returned as it is.
         """
         ...

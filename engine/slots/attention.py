@@ -96,7 +96,7 @@ class Attention(Protocol):
         """Causal attention of q [T, q_heads, head_dim] over the sequences' caches, after `write` of the same step.
 
         `k` and `v` are what was just written, for implementations that need not read them back.
-        Returns [T, q_heads, head_dim] in the dtype of q, which must stay as it is in later calls.
+        Returns [T, q_heads, head_dim] in the dtype of q; later calls must leave that as it is.
         """
         ...
 

@@ -222,6 +222,7 @@ class Property:
 
 
 Figures = Mapping[str, float]
+"""Of one case, by name with unit."""
 
 
 class SlotKind(ABC):

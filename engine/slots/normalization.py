@@ -15,6 +15,6 @@ class Normalization(Protocol):
         """RMS normalization (Zhang and Sennrich 2019) of h = x + residual, rounded to the dtype of x; h = x without one.
 
         x, residual: [T, D]; weight: [D]. Returns (h / sqrt(mean(h ** 2) + eps) * weight, h), both [T, D] in the dtype
-        of x. x and residual must stay unchanged, and so must what is returned, in later calls.
+        of x. x and residual must stay unchanged, and later calls must leave what was returned as it is.
         """
         ...

@@ -24,7 +24,7 @@ class Quantization(Protocol):
         ...
 
     def linear(self, x: Tensor, packed: Packed) -> Tensor:
-        """x [T, in] times the transposed weight: [T, out] in the dtype of x, which must stay as it is in later calls."""
+        """x [T, in] times the transposed weight: [T, out] in the dtype of x; later calls must leave that as it is."""
         ...
 
     def dequant(self, packed: Packed) -> Tensor:

@@ -91,6 +91,7 @@ def test_pairs_over_other_cases_are_not_mixed_in(bank: Bank) -> None:
     assert not bank.pairs("cpu-other", "This", "normalization")
     banked(bank, ACCELERATOR, 2, workload="cases of the same names that take longer")
     assert len(bank.pairs("cpu-test", "This", "normalization")) == 2
+    assert len(bank.pairs("cpu-test", "This", "normalization", workload="cases")) == 3
 
 
 HERE: dict[str, str | float] = {"processor": "This(R) Processor", "cores": 2.0}

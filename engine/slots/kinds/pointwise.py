@@ -48,7 +48,7 @@ def vary_pointwise(case: Case, source: Source) -> Case:
         tokens += source.integer(-(tokens // 50), tokens // 50)
         values = source.choice(("normal", "long-tailed"))
     if follows(case):
-        # Of as many rows as values, or of a power of two, what steps take from each other would keep to itself in parts: see `signed_by_many`.
+        # With an even number of rows, what steps take from each other can fall into parts: see `signed_by_many`.
         tokens |= 1
     return Case(case.name, case.dtype, {**case.params, "tokens": tokens, "values": values})
 

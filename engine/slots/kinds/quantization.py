@@ -557,7 +557,7 @@ def taken_by(number: int, parts: Sequence[Tensor], given: Sequence[Tensor], boun
     """What product `number` of several rounds takes. parts: what those of the first round came with; given: what all before it gave.
 
     What the product with the same weight gave in the round before, with the signs of what the product just before it gave: so those of one round follow each
-    other, too, and of one weight's rounds none can be guessed and mended.
+    other, too, and a guess of one weight's rounds is not mended by going over it.
     """
     count = len(parts)
     if number < count:
