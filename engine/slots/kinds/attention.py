@@ -352,7 +352,7 @@ class AttentionKind(SlotKind):
         return found
 
     @staticmethod
-    def attended(case: Case, written: Tensor, call: Call, dtype: torch.dtype) -> Tensor:
+    def attended(case: Case, written: Tensor | Sequence[Tensor], call: Call, dtype: torch.dtype) -> Tensor:
         """The reference for each layer that is looked at, one after the other: [layers * T, q_heads, head_dim]. written: their caches."""
         meta = meta_of(call.params, call.inputs)
         shape = shape_of(case.params)
