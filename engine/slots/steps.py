@@ -9,11 +9,14 @@ that are wrong more are in the next step. (What follows continuously comes right
 docs/threat-model.md.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import gcd
 
 import torch
 from torch import Tensor
+
+from engine.slots.kind import Call, Case
 
 SECTOR = 16
 """Values that stay together where they change places: 32 bytes in 16 bits, the least that an accelerator reads."""
@@ -28,10 +31,8 @@ def signed_by(fresh: Tensor, given: Tensor) -> Tensor:
     _must_fit(fresh, given, 1)
     width = fresh.shape[-1]
     run = gcd(width, SECTOR)
-    taken = torch.empty_like(fresh)
     mixed = given.reshape(width // run, -1, run).transpose(0, 1)
-    torch.copysign(fresh.view(mixed.shape), mixed, out=taken.view(mixed.shape))
-    return taken
+    return _signed(fresh, mixed, mixed.shape)
 
 
 def signed_by_many(fresh: Tensor, given: Tensor) -> Tensor:
@@ -47,10 +48,7 @@ def signed_by_many(fresh: Tensor, given: Tensor) -> Tensor:
     values = given.to(fresh.dtype).reshape(4, -1)
     products = values[:2] * values[2:]
     signs = (products[0] - products[1]).view(-1, rows).t()
-    taken = torch.empty_like(fresh)
-    neighbours = (*signs.shape, fresh.shape[1] // signs.shape[1])
-    torch.copysign(fresh.view(neighbours), signs[..., None], out=taken.view(neighbours))
-    return taken
+    return _signed(fresh, signs[..., None], (*signs.shape, fresh.shape[1] // signs.shape[1]))
 
 
 def put_signs(taken: Tensor, given: Tensor) -> Tensor:
@@ -63,11 +61,23 @@ def put_signs(taken: Tensor, given: Tensor) -> Tensor:
     return taken
 
 
-def all_taken(take: Callable[[Tensor, Tensor], Tensor], fresh: Tensor, given: Tensor, steps: int) -> Tensor:
-    """What each of a message's steps took, one after the other: `fresh` came with it, `given` is what they gave."""
-    parts = fresh.chunk(steps)
-    later = [take(part, before) for part, before in zip(parts[1:], given.chunk(steps)[:-1], strict=True)]
-    return torch.cat([parts[0], *later])
+def follows(case: Case, steps: str) -> bool:
+    """Whether each of a call's steps, as many as the parameter `steps` says, takes up what the one before gave: those of published cases, whose calls have many."""
+    return case["suite"] == "performance" and int(case[steps]) > 1
+
+
+def with_all_taken(call: Call, name: str, take: Callable[[Tensor, Tensor], Tensor], given: Tensor, steps: str) -> Call:
+    """The call with what each of its steps took as input `name`, where later ones follow; as it is, where not.
+
+    take: what a step takes, from what came with the message and what the step before gave. given: what all gave.
+    """
+    if not call.params.get("follows"):
+        return call
+    count = int(call.params[steps] or 1)
+    parts = call.inputs[name].chunk(count)
+    later = [take(part, before) for part, before in zip(parts[1:], given.chunk(count)[:-1], strict=True)]
+    whole = torch.cat([parts[0], *later])
+    return replace(call, inputs={**call.inputs, name: whole}, params={**call.params, "follows": False})
 
 
 def must_hold_all(params: Mapping[str, object]) -> None:
@@ -79,3 +89,10 @@ def must_hold_all(params: Mapping[str, object]) -> None:
 def _must_fit(fresh: Tensor, given: Tensor, times: int) -> None:
     if given.numel() * times != fresh.numel():
         raise ValueError(f"A step gave {list(given.shape)}; what follows it is {list(fresh.shape)}.")
+
+
+def _signed(fresh: Tensor, signs: Tensor, shape: Sequence[int]) -> Tensor:
+    """A contiguous copy of `fresh`, seen in a shape, with these signs, however they lie."""
+    taken = torch.empty_like(fresh)
+    torch.copysign(fresh.view(shape), signs, out=taken.view(shape))
+    return taken

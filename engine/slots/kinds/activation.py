@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -30,9 +29,9 @@ from engine.slots.kind import (
     Work,
 )
 from engine.slots.kinds.attention import lacking
-from engine.slots.kinds.pointwise import follows, pointwise_cases, vary_pointwise
+from engine.slots.kinds.pointwise import pointwise_cases, vary_pointwise
 from engine.slots.source import Source
-from engine.slots.steps import all_taken, must_hold_all, signed_by_many
+from engine.slots.steps import follows, must_hold_all, signed_by_many, with_all_taken
 from engine.workloads.pointwise import ACTIVATION_CPU, ACTIVATION_CUDA, ACTIVATION_UNIT
 
 
@@ -69,16 +68,13 @@ class ActivationKind(SlotKind):
         scale = source.choice((0.3, 1.0, 6.0))
         dtype = TensorSpec((), case.dtype).torch_dtype
         call = swiglu_call(draw_tensor(source, size, dtype, case["device"], case["values"], scale), case["repeat"])
-        call.params["follows"] = follows(case)
+        call.params["follows"] = follows(case, "repeat")
         call.recorded = case["recorded"]
         return call
 
     def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
         """gate_up of each: of the later ones, `signed_by_many` the y before."""
-        if not call.params.get("follows"):
-            return call
-        gate_up = all_taken(signed_by_many, call.inputs["gate_up"], outputs["y"], int(call.params["repeat"] or 1))
-        return replace(call, inputs={"gate_up": gate_up}, params={**call.params, "follows": False})
+        return with_all_taken(call, "gate_up", signed_by_many, outputs["y"], "repeat")
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition in float32."""

@@ -32,7 +32,7 @@ from engine.slots.kind import (
     Work,
 )
 from engine.slots.source import Source
-from engine.slots.steps import all_taken, must_hold_all, signed_by
+from engine.slots.steps import follows, must_hold_all, signed_by, with_all_taken
 from engine.workloads.attention import CPU, CUDA, UNIT, AttentionWorkload, format_sequences, parse_sequences
 
 STALE_SCALE = 20.0
@@ -298,15 +298,12 @@ class AttentionKind(SlotKind):
             if case["suite"] == "performance":
                 call.rewrites = {"kv": other_history(held["origin"].tensor, news, totals, table, shape, source)}
         call.looked_at = layers_to_look_at(case, source)
-        call.params["follows"] = case["suite"] == "performance" and int(case["layers"]) > 1
+        call.params["follows"] = follows(case, "layers")
         return call
 
     def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
         """q of each layer: of the later ones, with the signs of what the layer before gave."""
-        if not call.params.get("follows"):
-            return call
-        q = all_taken(signed_by, call.inputs["q"], outputs["out"], int(call.params["layers"] or 1))
-        return replace(call, inputs={**call.inputs, "q": q}, params={**call.params, "follows": False})
+        return with_all_taken(call, "q", signed_by, outputs["out"], "layers")
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition, and the cache with the new tokens in their slots; NaN where calls may have written.

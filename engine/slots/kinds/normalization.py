@@ -1,7 +1,6 @@
 """How normalization is judged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -30,9 +29,9 @@ from engine.slots.kind import (
     Work,
 )
 from engine.slots.kinds.attention import lacking
-from engine.slots.kinds.pointwise import follows, pointwise_cases, vary_pointwise
+from engine.slots.kinds.pointwise import pointwise_cases, vary_pointwise
 from engine.slots.source import Source
-from engine.slots.steps import all_taken, must_hold_all, signed_by_many
+from engine.slots.steps import follows, must_hold_all, signed_by_many, with_all_taken
 from engine.workloads.pointwise import NORMALIZATION_CPU, NORMALIZATION_CUDA, NORMALIZATION_UNIT
 
 EPS = 1e-5
@@ -75,19 +74,16 @@ class NormalizationKind(SlotKind):
         inputs = {"x": draw_tensor(source, size, dtype, case["device"], case["values"], scale)}
         if case["residual"]:
             # Where steps follow each other, what a sign changes in x must not drown in the residual.
-            share = 0.5 if follows(case) else 1.0
+            share = 0.5 if follows(case, "repeat") else 1.0
             inputs["residual"] = draw_tensor(source, size, dtype, case["device"], "normal", share * scale)
         call = norm_call(case, inputs)
-        call.params["follows"] = follows(case)
+        call.params["follows"] = follows(case, "repeat")
         call.recorded = case["recorded"]
         return call
 
     def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
         """x of each normalization: of the later ones, `signed_by_many` the y before."""
-        if not call.params.get("follows"):
-            return call
-        x = all_taken(signed_by_many, call.inputs["x"], outputs["y"], int(call.params["repeat"] or 1))
-        return replace(call, inputs={**call.inputs, "x": x}, params={**call.params, "follows": False})
+        return with_all_taken(call, "x", signed_by_many, outputs["y"], "repeat")
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The definition, accumulated in float32."""

@@ -7,6 +7,7 @@ from engine.slots.drawing import DISTRIBUTIONS
 from engine.slots.header import Header
 from engine.slots.kind import Case, Environment, Suite
 from engine.slots.source import Source
+from engine.slots.steps import follows
 from engine.workloads.pointwise import PointwiseWorkload
 
 
@@ -47,12 +48,7 @@ def vary_pointwise(case: Case, source: Source) -> Case:
     else:
         tokens += source.integer(-(tokens // 50), tokens // 50)
         values = source.choice(("normal", "long-tailed"))
-    if follows(case):
+    if follows(case, "repeat"):
         # With an even number of rows, what steps take from each other can fall into parts: see `signed_by_many`.
         tokens |= 1
     return Case(case.name, case.dtype, {**case.params, "tokens": tokens, "values": values})
-
-
-def follows(case: Case) -> bool:
-    """Whether each of a call's steps takes up what the one before gave: those of published cases, whose calls have many."""
-    return case["suite"] == "performance" and int(case["repeat"]) > 1
