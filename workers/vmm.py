@@ -80,6 +80,14 @@ def granularity() -> int:
     return found.value
 
 
+_mapped = 0
+
+
+def mapped_bytes() -> int:
+    """Bytes of the device's memory that this process has mapped."""
+    return _mapped
+
+
 class Mapping:
     """Physical memory of the current device in this process's address space; unmapped when nothing refers to it any more."""
 
@@ -100,6 +108,7 @@ class Mapping:
             )
             _call("cuMemMap", self._address, size, ctypes.c_size_t(0), handle, ctypes.c_ulonglong(0))
             self._mapped = True
+            _count(nbytes)
             access = _Access(_Location(_DEVICE, torch.cuda.current_device()), _READ_WRITE)
             _call("cuMemSetAccess", self._address, size, ctypes.byref(access), ctypes.c_size_t(1))
         except BaseException:
@@ -135,6 +144,7 @@ class Mapping:
         torch.cuda.synchronize()
         if self._mapped:
             _call("cuMemUnmap", self._address, size)
+            _count(-self.nbytes)
         _call("cuMemAddressFree", self._address, size)
         self._address.value = 0
 
@@ -144,14 +154,53 @@ class Mapping:
             self.close()
 
 
+def _count(nbytes: int) -> None:
+    global _mapped
+    _mapped += nbytes
+
+
+def _create(nbytes: int) -> ctypes.c_ulonglong:
+    """The handle of fresh physical memory. Raises DeviceMemoryError."""
+    handle = ctypes.c_ulonglong()
+    size, properties = ctypes.c_size_t(nbytes), _properties()
+    _call("cuMemCreate", ctypes.byref(handle), size, ctypes.byref(properties), ctypes.c_ulonglong(0))
+    return handle
+
+
+class Reservation:
+    """Memory of the current device that nobody uses, and nobody else has, until it is closed."""
+
+    def __init__(self, nbytes: int) -> None:
+        """Takes `nbytes`, rounded down to whole pages; in parts, where there is no such piece. Raises DeviceMemoryError."""
+        self._handles: list[ctypes.c_ulonglong] = []
+        self.nbytes = 0
+        step = granularity()
+        left, piece = nbytes // step, nbytes // step
+        while left:
+            piece = min(piece, left)
+            try:
+                self._handles.append(_create(piece * step))
+            except DeviceMemoryError:
+                if piece == 1:
+                    self.close()
+                    raise
+                piece = -(-piece // 2)
+                continue
+            self.nbytes += piece * step
+            left -= piece
+
+    def close(self) -> None:
+        """Gives it back."""
+        while self._handles:
+            _call("cuMemRelease", self._handles.pop())
+        self.nbytes = 0
+
+
 def make(nbytes: int) -> tuple[Mapping, int]:
     """Fresh memory of at least `nbytes`, mapped here, and its file descriptor. Raises DeviceMemoryError."""
     step = granularity()
     size = -(-max(nbytes, 1) // step) * step
-    handle = ctypes.c_ulonglong()
-    _call(
-        "cuMemCreate", ctypes.byref(handle), ctypes.c_size_t(size), ctypes.byref(_properties()), ctypes.c_ulonglong(0)
-    )
+    handle = _create(size)
     fd = ctypes.c_int(-1)
     try:
         _call("cuMemExportToShareableHandle", ctypes.byref(fd), handle, _FILE_DESCRIPTOR, ctypes.c_ulonglong(0))

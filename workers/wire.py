@@ -77,11 +77,15 @@ class Load(msgspec.Struct, tag="load", frozen=True, forbid_unknown_fields=True):
 
 
 class Hold(msgspec.Struct, tag="hold", frozen=True, forbid_unknown_fields=True):
-    """Keep these tensors under their names, instead of earlier ones of the same names; forget `drop`."""
+    """Keep these tensors under their names, instead of earlier ones of the same names; forget `drop`.
+
+    give_back: also the accelerator's memory that is only kept for what comes later.
+    """
 
     buffers: list[Buffer]
     regions: list[Region]
     drop: list[str] = []
+    give_back: bool = False
 
 
 class Prepare(msgspec.Struct, tag="prepare", frozen=True, forbid_unknown_fields=True):

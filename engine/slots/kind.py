@@ -337,6 +337,10 @@ class SlotKind(ABC):
         """
         return {}
 
+    def beside_stored(self, case: Case) -> int | None:
+        """Bytes of an accelerator's memory that a call may take beyond what base's takes, where a module claims how little its stored tensors need."""
+        return None
+
     @abstractmethod
     def proxy(self, runner: Runner, header: Header) -> Any:
         """An object that fulfils the kind's contract inside the judge's engine and forwards every call through `runner`."""

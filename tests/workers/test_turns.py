@@ -467,6 +467,7 @@ def play_on_device(
         furnace=SimpleNamespace(heat=lambda seconds: None),
         held={"base": {"a": {}, "b": {}}, "head": {"a": {}, "b": {}}},
         sides={"base": "base", "head": "head"},
+        rooms={},
         refill={"a": 0.0, "b": 0.0},
         beside={"a": 0.0005, "b": 0.0004},
         chosen=lambda name, side, pair: {1, 2 * CALLS},

@@ -178,8 +178,10 @@ def serve(
                     held.pop(name, None)
                 for region in message.regions:
                     held[region.name] = mappings.tensor(region)
-                if message.drop or message.regions:
+                if message.drop or message.regions or message.give_back:
                     recording.forget()
+                if message.give_back and on_device:
+                    torch.cuda.empty_cache()
                 answer = Kept()
                 if on_device and not message.buffers and not message.regions:
                     # An empty request: a call follows at once.

@@ -175,6 +175,7 @@ class DeviceClient(HostClient):
         self._arenas: dict[str, DeviceBuffer] = {}
         self._originals: dict[str, Tensor] = {}
         self._looks = LOOKS_AT_HELD
+        self._had = 0
         self._answered = select.poll()
         self._answered.register(self.sock, select.POLLIN | select.POLLRDHUP)
 
@@ -182,6 +183,23 @@ class DeviceClient(HostClient):
         super().close()
         self._arenas.clear()
         self._originals.clear()
+
+    def load(self, path: str, threads: int, timeout: float) -> None:
+        """Has the host import the slot file; what it has of the accelerator's memory then is what any host needs."""
+        super().load(path, threads, timeout)
+        self._had = _bytes_of_others()
+
+    def grown(self) -> int:
+        """Bytes of the accelerator's memory that the host has taken since it was loaded, beside what was lent to it.
+
+        By the driver's count of the whole device: no allocator of the host's own hides anything from it.
+        """
+        return _bytes_of_others() - self._had
+
+    def tidy(self) -> None:
+        """Has the host give back what it only keeps for later; what it does not is seen as grown."""
+        hold = wire.Hold([], [], give_back=True)
+        self._ask_to_hold(hold, [], time.monotonic() + self.call_timeout)
 
     def _written(self) -> None:
         torch.cuda.synchronize()
@@ -359,6 +377,13 @@ class DeviceClient(HostClient):
         end = time.perf_counter() + SPIN_SECONDS
         while not self._answered.poll(0) and time.perf_counter() < end:
             pass
+
+
+def _bytes_of_others() -> int:
+    """Of the accelerator's memory, what is neither free nor this process's: every other process's, and contexts."""
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved() - vmm.mapped_bytes()
 
 
 @dataclass

@@ -78,6 +78,9 @@ UNPACKING = 0.05
 FEWER = 0.9
 """Of base's bits: a tenth less is also what a merge is worth for."""
 
+UNPACKED_BYTES = 12
+"""For each element of one weight, while it is multiplied with: unpacking by PyTorch's operators in float32 needs ten."""
+
 PART_WEIGHTS = 2
 """Of the weights of a case, drawn from the seed: storing all of them once more would take as much again of an accelerator's memory."""
 PART = 16
@@ -363,6 +366,10 @@ class QuantizationKind(SlotKind):
         if not all(theirs[BITS] <= FEWER * ours[BITS] for ours, theirs in zip(base, head, strict=True)):
             return {}
         return {case.name: UNPACKING for case in cases if int(case["tokens"]) >= PROMPT and not case["lookup"]}
+
+    def beside_stored(self, case: Case) -> int | None:
+        """One of the weights, unpacked: a product may unpack what it multiplies with, and must not keep it."""
+        return UNPACKED_BYTES * int(case["outputs"]) * int(case["inputs"])
 
     def two_faced(self, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
         """A weight that is timed may be off by `FACES` times what those of the model are, whose quality was measured."""

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
 from engine.slots.source import Source
+from workers.judge.ballast import Room, ballast
 from workers.judge.client import Answer, CallTimedOut, ContributedError, HostClient, ReadyCall, Tampered
 from workers.judge.device import DeviceClient, beside, empty_call, put_back
 from workers.judge.furnace import Furnace
@@ -132,6 +133,8 @@ class Course:
         """Seconds that refilling a call's inputs takes and that are taken off, by case."""
         self.beside: dict[str, float] = {}
         """Seconds that a call takes beside its work and that are taken off, by case: what an empty call takes with base's host."""
+        self.rooms: dict[str, Room] = {}
+        """What calls have of the accelerator's memory, by case, where memory is claimed."""
         self.furnace = Furnace() if self.on_device else None
         self._drawing: dict[tuple[int, SideName], Future[dict[str, list[Drawn]]]] = {}
         self._drawn_enough = Event()
@@ -187,7 +190,11 @@ class Course:
         empty = client.empty_seconds() if isinstance(client, DeviceClient) else 0.0
         for name, case in self.cases.items():
             held = self.held["base"][name]
-            client.hold(held)
+            # By name on the accelerator, as later: what was shared for one case stays the judge's while the next one's memory is counted.
+            client.hold(held, name if self.on_device else "")
+            beside_stored = self.kind.beside_stored(case) if isinstance(client, DeviceClient) else None
+            if isinstance(client, DeviceClient) and beside_stored is not None:
+                client.tidy()
             warm, looks = [], []
             for number in range(4):
                 warm.append(client.timed(client.ready(self._draw(name, held, "calibrate", number))).seconds)
@@ -199,6 +206,8 @@ class Course:
                 math.ceil(wanted / self.passes) if self.on_device else math.ceil(wanted / STRETCH) * STRETCH
             )
             first = self._draw(name, held, "calibrate", 0)
+            if isinstance(client, DeviceClient) and beside_stored is not None:
+                self.rooms[name] = Room.of(client.grown(), beside_stored, first)
             self.trial.note(f"performance/{name}/call", first.inputs)
             self._check_floor(case, held, first, min(warm[1:]))
 
@@ -545,12 +554,18 @@ class PairBench:
         hosts.onto_free_cores(client)
         course.furnace.heat(HEAT_AGAIN_SECONDS)
         warm_up = WARM_UP_AGAIN_CALLS if turn.number else course.warm_up_calls
-        warm = [once("warm", turn.number, number) for number in range(warm_up)]
-        numbers = iter(range(turn.number * course.calls[name], (turn.number + 1) * course.calls[name]))
-        start, ahead = read(client.process, cpus=hosts.processors), hosts.ahead_seconds()
-        pending = client.calls_seconds
-        benchmark.pedantic(lambda: timed(next(numbers)), rounds=course.calls[name], iterations=1, warmup_rounds=0)
-        end = read(client.process, cpus=hosts.processors)
+        # The first call has all memory: a module compiles then, and may try what is fastest. What it keeps of it is counted.
+        warm = [once("warm", turn.number, 0)]
+        room = course.rooms.get(name)
+        if room is not None:
+            client.tidy()
+        with ballast(client, room) if room is not None else nullcontext():
+            warm += [once("warm", turn.number, number) for number in range(1, warm_up)]
+            numbers = iter(range(turn.number * course.calls[name], (turn.number + 1) * course.calls[name]))
+            start, ahead = read(client.process, cpus=hosts.processors), hosts.ahead_seconds()
+            pending = client.calls_seconds
+            benchmark.pedantic(lambda: timed(next(numbers)), rounds=course.calls[name], iterations=1, warmup_rounds=0)
+            end = read(client.process, cpus=hosts.processors)
         observation = between(start, end, max(0.0, hosts.ahead_seconds() - ahead))
         self.observations.append(observation)
         self._watch_idle(side, observation.cpu_seconds, client.calls_seconds - pending)

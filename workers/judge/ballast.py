@@ -1,0 +1,90 @@
+"""Whether a module gets by with the memory that it claims to need: the rest of the accelerator's is taken away while it is timed.
+
+What a host has is counted by the driver, for the whole device, once it was asked to give back what it only keeps for later; so a copy in memory of an
+allocator of its own counts as well. What is free beyond its allowance is held by the judge, so that there is no moment, and no call, in which it could
+have had more.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from engine.slots.kind import Call, CallFailed
+from workers import vmm
+from workers.judge.client import ContributedError
+from workers.judge.device import DeviceClient
+from workers.sandbox import SandboxError
+
+MIB = 1 << 20
+# Kernels that are loaded late, and an allocator's rounding.
+BESIDE_BYTES = 64 * MIB
+# Of what the judge needs meanwhile: so many calls are kept, or just drawn.
+OWN_CALLS = 4
+OWN_BYTES = 256 * MIB
+OWN_PIECE = 4 * MIB
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a case's calls have of the accelerator's memory, in bytes."""
+
+    allowed: int
+    """A host may take so much, beside what is lent to it."""
+    own: tuple[int, ...]
+    """The judge needs such pieces."""
+
+    @classmethod
+    def of(cls, base: int, beside: int, call: Call) -> "Room":
+        """base: what base's host took for such a call; beside: what a module may need besides (`SlotKind.beside_stored`)."""
+        # Drawn in float32 first.
+        inputs = sum(2 * tensor.nbytes for tensor in call.inputs.values())
+        outputs = sum(spec.nbytes for spec in call.outputs.values())
+        small = (OWN_PIECE,) * (OWN_BYTES // OWN_PIECE)
+        return cls(max(0, base) + beside + BESIDE_BYTES, (inputs, outputs) * OWN_CALLS + small)
+
+
+@contextmanager
+def ballast(client: DeviceClient, room: Room) -> Iterator[None]:
+    """While entered, the accelerator has no memory free but what the host may still take of its room.
+
+    Raises CallFailed where the host has taken more before, ContributedError where it asks for more meanwhile, SandboxError where the judge itself has too little.
+    """
+    allowed = room.allowed
+    left = allowed - client.grown()
+    if left < 0:
+        raise CallFailed(
+            f"The module keeps {_mib(allowed - left)} of the accelerator's memory beside what is stored; in these calls it may take {_mib(allowed)}: what "
+            "base takes, and room for unpacking a weight. What is kept between calls has to be part of what `pack` returns, whose bytes count."
+        )
+    taken = None
+    try:
+        _make_room(room.own)
+        free, _ = torch.cuda.mem_get_info()
+        taken = vmm.Reservation(max(0, free - left))
+        yield
+    except ContributedError as error:
+        if "out of memory" not in f"{error}".lower():
+            raise
+        raise ContributedError(
+            f"{error} In these calls a module has {_mib(allowed)} of the accelerator's memory beside what is stored: what base takes, and room for "
+            "unpacking a weight. The rest is taken away, so that nothing can be kept that no claim counts.",
+            error.error,
+            error.traceback,
+        ) from None
+    except (torch.OutOfMemoryError, vmm.DeviceMemoryError) as error:
+        raise SandboxError(f"The accelerator has too little memory left for the judge: {error}") from None
+    finally:
+        if taken is not None:
+            taken.close()
+
+
+def _make_room(pieces: Sequence[int]) -> None:
+    """Has the judge's own allocator take so much: of what is freed it keeps all."""
+    taken = [torch.empty(nbytes, dtype=torch.uint8, device="cuda") for nbytes in pieces]
+    del taken
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / MIB:,.0f} MiB"
