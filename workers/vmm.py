@@ -80,12 +80,12 @@ def granularity() -> int:
     return found.value
 
 
-_mapped = 0
+_held = 0
 
 
-def mapped_bytes() -> int:
-    """Bytes of the device's memory that this process has mapped."""
-    return _mapped
+def held_bytes() -> int:
+    """Bytes of the device's memory that this process has mapped or reserved."""
+    return _held
 
 
 class Mapping:
@@ -155,8 +155,8 @@ class Mapping:
 
 
 def _count(nbytes: int) -> None:
-    global _mapped
-    _mapped += nbytes
+    global _held
+    _held += nbytes
 
 
 def _create(nbytes: int) -> ctypes.c_ulonglong:
@@ -171,28 +171,27 @@ class Reservation:
     """Memory of the current device that nobody uses, and nobody else has, until it is closed."""
 
     def __init__(self, nbytes: int) -> None:
-        """Takes `nbytes`, rounded down to whole pages; in parts, where there is no such piece. Raises DeviceMemoryError."""
+        """Takes `nbytes`, rounded down to whole pages, or what there is of it; in parts, where there is no such piece."""
         self._handles: list[ctypes.c_ulonglong] = []
         self.nbytes = 0
         step = granularity()
-        left, piece = nbytes // step, nbytes // step
-        while left:
+        left = piece = nbytes // step
+        while left and piece:
             piece = min(piece, left)
             try:
                 self._handles.append(_create(piece * step))
             except DeviceMemoryError:
-                if piece == 1:
-                    self.close()
-                    raise
-                piece = -(-piece // 2)
+                piece //= 2
                 continue
             self.nbytes += piece * step
+            _count(piece * step)
             left -= piece
 
     def close(self) -> None:
         """Gives it back."""
         while self._handles:
             _call("cuMemRelease", self._handles.pop())
+        _count(-self.nbytes)
         self.nbytes = 0
 
 

@@ -50,6 +50,7 @@ class DecodeGraphs:
         self.device = forward.model.device
         self.recorded: dict[tuple[int, int, Sampling], Recorded] = {}
         self.pool: Any = None
+        self.stream: torch.cuda.Stream | None = None
         self.seconds = 0.0
 
     def tokens(self, step: Sequence[Scheduled], ahead: int) -> list[list[int]]:
@@ -130,7 +131,8 @@ class DecodeGraphs:
     def record(self, recorded: Recorded) -> None:
         """Runs a step of nothing but padding twice, to compile what compiles, then records it."""
         self.pool = self.pool or torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream(self.device)
+        # One for all sizes: cuBLAS keeps 32 MiB for each stream that it ever saw.
+        stream = self.stream = self.stream or torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(2):

@@ -14,12 +14,13 @@ from engine.workloads.linear import CUDA
 from tests.engine.judging import header
 from workers import vmm
 from workers.judge import ballast as room_of
-from workers.judge.ballast import BESIDE_BYTES, MIB, OWN_BYTES, OWN_CALLS, Room, ballast
+from workers.judge.ballast import BESIDE_BYTES, MIB, OWN_BYTES, OWN_CALLS, PIECE_BYTES, SPARE_BYTES, Ballast, Room
 from workers.judge.client import ContributedError
 from workers.judge.device import DeviceClient
 from workers.sandbox import SandboxError
 
-ALLOWED = Room(1000, (7, 5))
+GIB = 1024 * MIB
+ALLOWED = Room(1000 * MIB, (7, 5))
 on_accelerator = pytest.mark.skipif(not torch.cuda.is_available(), reason="takes memory of an accelerator")
 
 
@@ -35,67 +36,105 @@ class Client(DeviceClient):
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """An accelerator with 5000 bytes free, and what was done to it."""
-    found = SimpleNamespace(free=5000, done=[])
+    """An accelerator with 20 GiB free, whose pages are of one MiB; `own`: what the judge's allocator was asked for."""
+    found = SimpleNamespace(free=20 * GIB, own=[], refuses=0)
 
     class Reservation:
         def __init__(self, nbytes: int) -> None:
-            found.done.append(("take", nbytes))
+            self.nbytes = nbytes // MIB * MIB
+            found.free -= self.nbytes
 
         def close(self) -> None:
-            found.done.append(("give back", 0))
+            found.free += self.nbytes
+
+    def taken(pieces: tuple[int, ...]) -> list[torch.Tensor]:
+        if found.refuses:
+            found.refuses -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        found.own.append((sum(pieces), found.free))
+        return []
 
     monkeypatch.setattr(vmm, "Reservation", Reservation)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (found.free, 9000))
-    monkeypatch.setattr(room_of, "_make_room", lambda pieces: found.done.append(("own", sum(pieces))))
+    monkeypatch.setattr(vmm, "granularity", lambda: MIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (found.free, 24 * GIB))
+    monkeypatch.setattr(room_of, "_taken", taken)
     return found
 
 
 def test_all_is_taken_but_what_the_host_may_still_take(device: SimpleNamespace) -> None:
-    with ballast(Client(grown=300), ALLOWED):
+    with Ballast().around(Client(grown=300 * MIB), "case", ALLOWED):
         # What the judge needs itself is the first to be set aside, or it would count as free.
-        assert device.done == [("own", 12), ("take", 5000 - 700)]
-    assert device.done[-1] == ("give back", 0)
+        assert device.own == [(12, 20 * GIB)]
+        assert device.free == 700 * MIB
+    assert device.free == 20 * GIB
+
+
+def test_once_its_comparisons_were_made_most_is_kept_from_turn_to_turn(device: SimpleNamespace) -> None:
+    ballast = Ballast()
+    for case in ("one", "two"):
+        with ballast.around(Client(0), case, ALLOWED):
+            pass
+        assert device.free == 20 * GIB
+    for case in ("one", "two", "one"):
+        with ballast.around(Client(100 * MIB), case, ALLOWED):
+            assert device.free == 900 * MIB
+        assert SPARE_BYTES <= device.free < SPARE_BYTES + 2 * PIECE_BYTES
+    # The next case's calls may take more than there was between them.
+    with ballast.around(Client(0), "one", Room(8 * GIB, ())):
+        assert device.free == 8 * GIB
+    ballast.close()
+    assert device.free == 20 * GIB
+
+
+def test_a_judge_that_needs_more_itself_has_its_ballast_first(device: SimpleNamespace) -> None:
+    ballast = Ballast()
+    for _ in range(2):
+        with ballast.around(Client(0), "case", ALLOWED):
+            pass
+    device.refuses = 1
+    with ballast.around(Client(0), "case", ALLOWED):
+        assert device.own[-1] == (12, 20 * GIB)
+        assert device.free == 1000 * MIB
 
 
 def test_a_device_with_less_left_than_that_is_left_as_it_is(device: SimpleNamespace) -> None:
-    device.free = 600
-    with ballast(Client(grown=300), ALLOWED):
-        assert device.done[-1] == ("take", 0)
+    device.free = 600 * MIB
+    with Ballast().around(Client(grown=300 * MIB), "case", ALLOWED):
+        assert device.free == 600 * MIB
 
 
 def test_whoever_has_taken_more_already_fails_and_is_told_how_much(device: SimpleNamespace) -> None:
-    room = Room(300 * MIB, ())
-    with (
-        pytest.raises(CallFailed, match=r"keeps 1,200 MiB .* beside what is stored; .* may take 300 MiB"),
-        ballast(Client(grown=1200 * MIB), room),
-    ):
+    why = r"keeps 1,200 MiB .* beside what is stored; .* may take 1,000 MiB"
+    with pytest.raises(CallFailed, match=why), Ballast().around(Client(grown=1200 * MIB), "case", ALLOWED):
         raise AssertionError("no call is made")
-    assert device.done == []
+    assert device.free == 20 * GIB
 
 
 def test_a_module_that_runs_out_of_memory_reads_why(device: SimpleNamespace) -> None:
     said = ContributedError("OutOfMemoryError: CUDA out of memory. (line 3)", "OutOfMemoryError", "trace")
-    why = r"line 3.* has 300 MiB .* memory beside what is stored"
-    with pytest.raises(ContributedError, match=why) as raised, ballast(Client(0), Room(300 * MIB, ())):
+    why = r"line 3.* has 1,000 MiB .* memory beside what is stored"
+    with pytest.raises(ContributedError, match=why) as raised, Ballast().around(Client(0), "case", ALLOWED):
         raise said
     assert raised.value.traceback == "trace"
-    assert device.done[-1] == ("give back", 0)
+    assert device.free == 20 * GIB
 
 
 def test_what_else_a_module_raises_is_left_as_it_is(device: SimpleNamespace) -> None:
     said = ContributedError("ValueError: no", "ValueError", "")
-    with pytest.raises(ContributedError) as raised, ballast(Client(0), ALLOWED):
+    with pytest.raises(ContributedError) as raised, Ballast().around(Client(0), "case", ALLOWED):
         raise said
     assert raised.value is said
-    assert device.done[-1] == ("give back", 0)
+    assert device.free == 20 * GIB
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("it"), vmm.DeviceMemoryError("it")])
-def test_a_judge_that_runs_out_of_memory_blames_nobody(device: SimpleNamespace, error: Exception) -> None:
-    with pytest.raises(SandboxError, match="too little memory left for the judge"), ballast(Client(0), ALLOWED):
-        raise error
-    assert device.done[-1] == ("give back", 0)
+def test_a_judge_that_runs_out_of_memory_blames_nobody(device: SimpleNamespace) -> None:
+    blame = "too little memory left for the judge"
+    with pytest.raises(SandboxError, match=blame), Ballast().around(Client(0), "case", ALLOWED):
+        raise torch.OutOfMemoryError("it")
+    device.refuses = 2
+    with pytest.raises(SandboxError, match=blame), Ballast().around(Client(0), "case", ALLOWED):
+        raise AssertionError("no call is made")
+    assert device.free == 20 * GIB
 
 
 def test_a_room_holds_what_base_took_what_a_weight_unpacks_to_and_what_the_judge_keeps() -> None:
@@ -154,11 +193,13 @@ def test_memory_is_taken_in_parts_where_there_is_no_such_piece(driver: SimpleNam
     assert len(driver.released) == len(driver.made)
 
 
-def test_memory_that_is_not_there_is_not_kept_in_part(driver: SimpleNamespace) -> None:
-    driver.pages = 5
-    with pytest.raises(vmm.DeviceMemoryError):
-        vmm.Reservation(100)
-    assert len(driver.released) == len(driver.made) > 0
+def test_of_memory_that_is_not_there_all_is_taken_that_is(driver: SimpleNamespace) -> None:
+    driver.pages = 7
+    before = vmm.held_bytes()
+    taken = vmm.Reservation(100)
+    assert taken.nbytes == 70 == vmm.held_bytes() - before
+    taken.close()
+    assert vmm.held_bytes() == before
 
 
 def test_nothing_can_be_taken(driver: SimpleNamespace) -> None:
@@ -202,9 +243,9 @@ def test_another_process_has_no_more_than_what_is_left() -> None:
 
 @on_accelerator
 def test_what_is_mapped_here_is_counted_as_ones_own() -> None:
-    before = vmm.mapped_bytes()
+    before = vmm.held_bytes()
     mapping, fd = vmm.make(3 * MIB)
     os.close(fd)
-    assert vmm.mapped_bytes() == before + mapping.nbytes
+    assert vmm.held_bytes() == before + mapping.nbytes
     mapping.close()
-    assert vmm.mapped_bytes() == before
+    assert vmm.held_bytes() == before

@@ -19,11 +19,14 @@ from workers.sandbox import SandboxError
 
 MIB = 1 << 20
 # Kernels that are loaded late, and an allocator's rounding.
-BESIDE_BYTES = 64 * MIB
+BESIDE_BYTES = 80 * MIB
 # Of what the judge needs meanwhile: so many calls are kept, or just drawn.
 OWN_CALLS = 4
 OWN_BYTES = 256 * MIB
 OWN_PIECE = 4 * MIB
+PIECE_BYTES = 2048 * MIB
+# What stays free between turns: for the next host's context, and for comparisons.
+SPARE_BYTES = 3072 * MIB
 
 
 @dataclass(frozen=True)
@@ -45,45 +48,85 @@ class Room:
         return cls(max(0, base) + beside + BESIDE_BYTES, (inputs, outputs) * OWN_CALLS + small)
 
 
-@contextmanager
-def ballast(client: DeviceClient, room: Room) -> Iterator[None]:
-    """While entered, the accelerator has no memory free but what the host may still take of its room.
+class Ballast:
+    """Memory of the accelerator that the judge holds, so that nobody has it.
 
-    Raises CallFailed where the host has taken more before, ContributedError where it asks for more meanwhile, SandboxError where the judge itself has too little.
+    Taking and giving back goes by the size (4 ms for each GB on an H200, in which other cards of the machine wait, too), so most of it is kept from one
+    turn to the next, once the judge's own allocator has grown to what comparisons need.
     """
-    allowed = room.allowed
-    left = allowed - client.grown()
-    if left < 0:
-        raise CallFailed(
-            f"The module keeps {_mib(allowed - left)} of the accelerator's memory beside what is stored; in these calls it may take {_mib(allowed)}: what "
-            "base takes, and room for unpacking a weight. What is kept between calls has to be part of what `pack` returns, whose bytes count."
-        )
-    taken = None
-    try:
-        _make_room(room.own)
-        free, _ = torch.cuda.mem_get_info()
-        taken = vmm.Reservation(max(0, free - left))
-        yield
-    except ContributedError as error:
-        if "out of memory" not in f"{error}".lower():
-            raise
-        raise ContributedError(
-            f"{error} In these calls a module has {_mib(allowed)} of the accelerator's memory beside what is stored: what base takes, and room for "
-            "unpacking a weight. The rest is taken away, so that nothing can be kept that no claim counts.",
-            error.error,
-            error.traceback,
-        ) from None
-    except (torch.OutOfMemoryError, vmm.DeviceMemoryError) as error:
-        raise SandboxError(f"The accelerator has too little memory left for the judge: {error}") from None
-    finally:
-        if taken is not None:
-            taken.close()
+
+    def __init__(self) -> None:
+        self._pieces: list[vmm.Reservation] = []
+        self._compared: set[str] = set()
+
+    @contextmanager
+    def around(self, client: DeviceClient, case: str, room: Room) -> Iterator[None]:
+        """While entered, the accelerator has no memory free but what the host may still take of its room.
+
+        Raises CallFailed where the host has taken more before, ContributedError where it asks for more meanwhile, SandboxError where the judge
+        itself has too little.
+        """
+        allowed = room.allowed
+        left = allowed - client.grown()
+        if left < 0:
+            raise CallFailed(
+                f"The module keeps {_mib(allowed - left)} of the accelerator's memory beside what is stored; in these calls it may take "
+                f"{_mib(allowed)}: what base takes, and room for unpacking a weight. What is kept between calls has to be part of what `pack` "
+                "returns, whose bytes count."
+            )
+        try:
+            self._make_room(room.own)
+            self.leave(left)
+            yield
+        except ContributedError as error:
+            if "out of memory" not in f"{error}".lower():
+                raise
+            raise ContributedError(
+                f"{error} In these calls a module has {_mib(allowed)} of the accelerator's memory beside what is stored: what base takes, and room "
+                "for unpacking a weight. The rest is taken away, so that nothing can be kept that no claim counts.",
+                error.error,
+                error.traceback,
+            ) from None
+        except torch.OutOfMemoryError as error:
+            raise SandboxError(f"The accelerator has too little memory left for the judge: {error}") from None
+        finally:
+            if case in self._compared:
+                self.ease(SPARE_BYTES)
+            else:
+                self._compared.add(case)
+                self.close()
+
+    def _make_room(self, pieces: Sequence[int]) -> None:
+        """Has the judge's own allocator take so much: of what is freed it keeps all. Raises OutOfMemoryError."""
+        try:
+            taken = _taken(pieces)
+        except torch.OutOfMemoryError:
+            self.close()
+            taken = _taken(pieces)
+        del taken
+
+    def leave(self, nbytes: int) -> None:
+        """Leaves so many bytes free: takes what is more, gives back where they are fewer."""
+        self.ease(nbytes)
+        while (more := torch.cuda.mem_get_info()[0] - nbytes) >= vmm.granularity():
+            piece = vmm.Reservation(min(more, PIECE_BYTES))
+            if not piece.nbytes:
+                break
+            self._pieces.append(piece)
+
+    def ease(self, nbytes: int) -> None:
+        """Gives back until so many bytes are free."""
+        while self._pieces and torch.cuda.mem_get_info()[0] < nbytes:
+            self._pieces.pop().close()
+
+    def close(self) -> None:
+        """Gives back all."""
+        while self._pieces:
+            self._pieces.pop().close()
 
 
-def _make_room(pieces: Sequence[int]) -> None:
-    """Has the judge's own allocator take so much: of what is freed it keeps all."""
-    taken = [torch.empty(nbytes, dtype=torch.uint8, device="cuda") for nbytes in pieces]
-    del taken
+def _taken(pieces: Sequence[int]) -> list[torch.Tensor]:
+    return [torch.empty(nbytes, dtype=torch.uint8, device="cuda") for nbytes in pieces]
 
 
 def _mib(nbytes: int) -> str:

@@ -40,6 +40,8 @@ EMPTY_CALLS = 40
 LONGEST_BESIDE_SECONDS = 0.0009
 BESIDE_SHARE = 1 / 8
 LEAST_LEFT = 1 / 4
+SETTLING_ROUNDS = 50
+SETTLING_SECONDS = 0.01
 
 
 class DeviceBuffer:
@@ -187,7 +189,7 @@ class DeviceClient(HostClient):
     def load(self, path: str, threads: int, timeout: float) -> None:
         """Has the host import the slot file; what it has of the accelerator's memory then is what any host needs."""
         super().load(path, threads, timeout)
-        self._had = _bytes_of_others()
+        self._had = _settled_bytes_of_others()
 
     def grown(self) -> int:
         """Bytes of the accelerator's memory that the host has taken since it was loaded, beside what was lent to it.
@@ -383,7 +385,18 @@ def _bytes_of_others() -> int:
     """Of the accelerator's memory, what is neither free nor this process's: every other process's, and contexts."""
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
-    return total - free - torch.cuda.memory_reserved() - vmm.mapped_bytes()
+    return total - free - torch.cuda.memory_reserved() - vmm.held_bytes()
+
+
+def _settled_bytes_of_others() -> int:
+    """The same once a host that has just ended has given back what it had."""
+    found = _bytes_of_others()
+    for _ in range(SETTLING_ROUNDS):
+        time.sleep(SETTLING_SECONDS)
+        before, found = found, _bytes_of_others()
+        if found >= before:
+            break
+    return found
 
 
 @dataclass

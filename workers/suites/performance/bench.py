@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
 from engine.slots.source import Source
-from workers.judge.ballast import Room, ballast
+from workers.judge.ballast import Ballast, Room
 from workers.judge.client import Answer, CallTimedOut, ContributedError, HostClient, ReadyCall, Tampered
 from workers.judge.device import DeviceClient, beside, empty_call, put_back
 from workers.judge.furnace import Furnace
@@ -135,6 +135,7 @@ class Course:
         """Seconds that a call takes beside its work and that are taken off, by case: what an empty call takes with base's host."""
         self.rooms: dict[str, Room] = {}
         """What calls have of the accelerator's memory, by case, where memory is claimed."""
+        self.ballast = Ballast()
         self.furnace = Furnace() if self.on_device else None
         self._drawing: dict[tuple[int, SideName], Future[dict[str, list[Drawn]]]] = {}
         self._drawn_enough = Event()
@@ -365,7 +366,8 @@ class Course:
         self._drawn_enough = Event()
 
     def close(self) -> None:
-        """Ends the drawing thread."""
+        """Ends the drawing thread, and gives back the accelerator's memory."""
+        self.ballast.close()
         self.stop_drawing()
         self._drawer.shutdown(wait=True, cancel_futures=True)
 
@@ -559,7 +561,8 @@ class PairBench:
         room = course.rooms.get(name)
         if room is not None:
             client.tidy()
-        with ballast(client, room) if room is not None else nullcontext():
+            benchmark.extra_info["bytes beside what is stored, kept and allowed"] = [client.grown(), room.allowed]
+        with course.ballast.around(client, name, room) if room is not None else nullcontext():
             warm += [once("warm", turn.number, number) for number in range(1, warm_up)]
             numbers = iter(range(turn.number * course.calls[name], (turn.number + 1) * course.calls[name]))
             start, ahead = read(client.process, cpus=hosts.processors), hosts.ahead_seconds()
