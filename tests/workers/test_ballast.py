@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.slots.kind import Call, CallFailed, Environment, TensorSpec, kind_named
+from engine.slots.kind import Call, CallFailed, Environment, Held, TensorSpec, kind_named
 from engine.workloads.linear import CUDA
 from tests.engine.judging import header
 from workers import vmm
@@ -20,7 +20,7 @@ from workers.judge.device import DeviceClient
 from workers.sandbox import SandboxError
 
 GIB = 1024 * MIB
-ALLOWED = Room(1000 * MIB, (7, 5))
+ALLOWED = Room(1000 * MIB, 500 * MIB, (7, 5))
 on_accelerator = pytest.mark.skipif(not torch.cuda.is_available(), reason="takes memory of an accelerator")
 
 
@@ -62,88 +62,94 @@ def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_all_is_taken_but_what_the_host_may_still_take(device: SimpleNamespace) -> None:
-    with Ballast().around(Client(grown=300 * MIB), "case", ALLOWED):
+    with Ballast().around(Client(grown=300 * MIB), ALLOWED):
         # What the judge needs itself is the first to be set aside, or it would count as free.
         assert device.own == [(12, 20 * GIB)]
         assert device.free == 700 * MIB
-    assert device.free == 20 * GIB
+    assert SPARE_BYTES <= device.free < 20 * GIB
 
 
-def test_once_its_comparisons_were_made_most_is_kept_from_turn_to_turn(device: SimpleNamespace) -> None:
+def test_most_is_kept_from_turn_to_turn(device: SimpleNamespace) -> None:
     ballast = Ballast()
-    for case in ("one", "two"):
-        with ballast.around(Client(0), case, ALLOWED):
-            pass
-        assert device.free == 20 * GIB
-    for case in ("one", "two", "one"):
-        with ballast.around(Client(100 * MIB), case, ALLOWED):
+    for _ in range(3):
+        with ballast.around(Client(100 * MIB), ALLOWED):
             assert device.free == 900 * MIB
         assert SPARE_BYTES <= device.free < SPARE_BYTES + 2 * PIECE_BYTES
     # The next case's calls may take more than there was between them.
-    with ballast.around(Client(0), "one", Room(8 * GIB, ())):
+    with ballast.around(Client(0), Room(8 * GIB, 0, ())):
         assert device.free == 8 * GIB
     ballast.close()
     assert device.free == 20 * GIB
 
 
-def test_a_judge_that_needs_more_itself_has_its_ballast_first(device: SimpleNamespace) -> None:
+def test_a_turns_first_call_has_more_than_those_that_count(device: SimpleNamespace) -> None:
     ballast = Ballast()
-    for _ in range(2):
-        with ballast.around(Client(0), "case", ALLOWED):
-            pass
+    with ballast.around(Client(0), ALLOWED):
+        pass
+    room = Room(2 * GIB, 3 * GIB, ())
+    ballast.before(room)
+    assert 5 * GIB + SPARE_BYTES <= device.free < 20 * GIB
+
+
+def test_a_judge_that_needs_more_itself_gets_its_ballast_back(device: SimpleNamespace) -> None:
+    ballast = Ballast()
+    with ballast.around(Client(0), ALLOWED):
+        pass
     device.refuses = 1
-    with ballast.around(Client(0), "case", ALLOWED):
+    with ballast.around(Client(0), ALLOWED):
         assert device.own[-1] == (12, 20 * GIB)
         assert device.free == 1000 * MIB
 
 
 def test_a_device_with_less_left_than_that_is_left_as_it_is(device: SimpleNamespace) -> None:
     device.free = 600 * MIB
-    with Ballast().around(Client(grown=300 * MIB), "case", ALLOWED):
+    with Ballast().around(Client(grown=300 * MIB), ALLOWED):
         assert device.free == 600 * MIB
 
 
 def test_whoever_has_taken_more_already_fails_and_is_told_how_much(device: SimpleNamespace) -> None:
     why = r"keeps 1,200 MiB .* beside what is stored; .* may take 1,000 MiB"
-    with pytest.raises(CallFailed, match=why), Ballast().around(Client(grown=1200 * MIB), "case", ALLOWED):
+    with pytest.raises(CallFailed, match=why), Ballast().around(Client(grown=1200 * MIB), ALLOWED):
         raise AssertionError("no call is made")
-    assert device.free == 20 * GIB
+    assert device.free >= SPARE_BYTES
 
 
 def test_a_module_that_runs_out_of_memory_reads_why(device: SimpleNamespace) -> None:
     said = ContributedError("OutOfMemoryError: CUDA out of memory. (line 3)", "OutOfMemoryError", "trace")
     why = r"line 3.* has 1,000 MiB .* memory beside what is stored"
-    with pytest.raises(ContributedError, match=why) as raised, Ballast().around(Client(0), "case", ALLOWED):
+    with pytest.raises(ContributedError, match=why) as raised, Ballast().around(Client(0), ALLOWED):
         raise said
     assert raised.value.traceback == "trace"
-    assert device.free == 20 * GIB
+    assert device.free >= SPARE_BYTES
 
 
 def test_what_else_a_module_raises_is_left_as_it_is(device: SimpleNamespace) -> None:
     said = ContributedError("ValueError: no", "ValueError", "")
-    with pytest.raises(ContributedError) as raised, Ballast().around(Client(0), "case", ALLOWED):
+    with pytest.raises(ContributedError) as raised, Ballast().around(Client(0), ALLOWED):
         raise said
     assert raised.value is said
-    assert device.free == 20 * GIB
+    assert device.free >= SPARE_BYTES
 
 
 def test_a_judge_that_runs_out_of_memory_blames_nobody(device: SimpleNamespace) -> None:
     blame = "too little memory left for the judge"
-    with pytest.raises(SandboxError, match=blame), Ballast().around(Client(0), "case", ALLOWED):
+    with pytest.raises(SandboxError, match=blame), Ballast().around(Client(0), ALLOWED):
         raise torch.OutOfMemoryError("it")
     device.refuses = 2
-    with pytest.raises(SandboxError, match=blame), Ballast().around(Client(0), "case", ALLOWED):
+    with pytest.raises(SandboxError, match=blame), Ballast().around(Client(0), ALLOWED):
         raise AssertionError("no call is made")
-    assert device.free == 20 * GIB
+    assert device.free >= SPARE_BYTES
 
 
 def test_a_room_holds_what_base_took_what_a_weight_unpacks_to_and_what_the_judge_keeps() -> None:
     x = torch.zeros(8, 4)
     call = Call("linear", {}, {"x": x}, {"y": TensorSpec((8, 16), "float32")})
-    room = Room.of(base=500, beside=70, call=call)
+    held = [{"a": Held(torch.zeros(n), "read"), "b": Held(torch.zeros(99), "private")} for n in (3, 5)]
+    room = Room.of(base=500, beside=70, held=held, call=call)
     assert room.allowed == 500 + 70 + BESIDE_BYTES
+    assert room.lent == 5 * 4 + 2 * 128 + 512
     assert sum(room.own) == OWN_CALLS * (2 * 128 + 512) + OWN_BYTES
-    assert Room.of(base=-5, beside=70, call=call).allowed == 70 + BESIDE_BYTES
+    assert Room.of(base=-5, beside=70, held=held, call=call).allowed == 70 + BESIDE_BYTES
 
 
 def test_only_quantization_claims_memory_and_its_room_is_for_few_of_a_prompts_weights() -> None:

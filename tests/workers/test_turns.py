@@ -11,6 +11,7 @@ import pytest
 from engine.slots.kind import Finding
 from engine.slots.source import Source
 from workers.judge import speed
+from workers.judge.ballast import BESIDE_BYTES
 from workers.judge.client import Answer, CallTimedOut, HostClient, Tampered
 from workers.judge.device import DeviceClient
 from workers.judge.trial import Wrong
@@ -455,6 +456,10 @@ def play_on_device(
         if side == wrong:
             raise Wrong(Finding("It is wrong."), name)
 
+    def compare_kept(name: str, side: str, client: Any, kept: Any, source: object) -> None:
+        for call, answer in kept:
+            compare_one(name, side, call, answer)
+
     def draw_one(name: str, side: str, *labels: object) -> SimpleNamespace:
         return SimpleNamespace(recorded=False, labels=(name, *labels[1:]))
 
@@ -475,7 +480,8 @@ def play_on_device(
         halves=1,
         first_side=lambda number: "base",
         check_floor=lambda *_: None,
-        compare_one=compare_one,
+        compare_kept=compare_kept,
+        source=SimpleNamespace(child=lambda *labels: None),
         trial=SimpleNamespace(
             remaining=lambda: 30.0,
             source=Source(b"turns"),
@@ -533,3 +539,45 @@ def test_what_base_does_wrong_is_not_heads_fault() -> None:
         play_on_device({}, wrong="base")
     with pytest.raises(Wrong):
         play_on_device({}, wrong="head")
+
+
+class Weighed(DevicePlayer):
+    """A client whose host has taken some memory more after each case."""
+
+    def __init__(self, made: list[tuple[str, object]], grown: list[int]) -> None:
+        super().__init__("base", made, -1)
+        self.taken = grown
+
+    def tidy(self) -> None:
+        self.made.append(("base", "tidy"))
+
+    def grown(self) -> int:
+        return self.taken.pop(0)
+
+
+def test_what_a_host_may_take_is_what_bases_took_once_everything_had_run() -> None:
+    made: list[tuple[str, Any]] = []
+    # The judge's own kernels are in what is seen first; what the second case leaves behind is there in the first one's next turn.
+    clients = [Weighed(made, [900, 950]), Weighed(made, [10, 40, 30, 41])]
+    compared: list[object] = []
+
+    def discard() -> None:
+        del clients[0]
+
+    course = SimpleNamespace(
+        cases={"a": "a", "b": "b"},
+        held={"base": {"a": {}, "b": {}}, "head": {"a": {}, "b": {}}},
+        kind=SimpleNamespace(beside_stored=lambda case: {"a": 1000, "b": None}[case]),
+        source=SimpleNamespace(child=lambda *labels: None),
+        rooms={},
+        compare_kept=lambda name, side, client, kept, source: compared.append((name, len(kept))),
+        _draw=lambda name, held, *labels: SimpleNamespace(labels=(name, *labels), inputs={}, outputs={}),
+    )
+    host = SimpleNamespace(client=lambda: clients[0], discard=discard)
+    Course._weigh(course, host)  # type: ignore[arg-type]
+    assert list(course.rooms) == ["a"]
+    assert course.rooms["a"].allowed == 30 + 1000 + BESIDE_BYTES
+    assert compared == [("a", 1), ("b", 1)] * 3
+    assert len(clients) == 1
+    # In each turn it gives back first what it only keeps for later.
+    assert [what for _, what in made][:4] == ["hold a", "tidy", ("a", "weigh", 0), ("a", "weigh", 0)]

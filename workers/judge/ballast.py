@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.slots.kind import Call, CallFailed
+from engine.slots.kind import Call, CallFailed, HeldSet
 from workers import vmm
 from workers.judge.client import ContributedError
 from workers.judge.device import DeviceClient
@@ -35,32 +35,37 @@ class Room:
 
     allowed: int
     """A host may take so much, beside what is lent to it."""
+    lent: int
     own: tuple[int, ...]
     """The judge needs such pieces."""
 
     @classmethod
-    def of(cls, base: int, beside: int, call: Call) -> "Room":
-        """base: what base's host took for such a call; beside: what a module may need besides (`SlotKind.beside_stored`)."""
+    def of(cls, base: int, beside: int, held: Sequence[HeldSet], call: Call) -> "Room":
+        """base: what base's host took for such a call; beside: what a module may need besides (`SlotKind.beside_stored`); held: by either side."""
         # Drawn in float32 first.
         inputs = sum(2 * tensor.nbytes for tensor in call.inputs.values())
         outputs = sum(spec.nbytes for spec in call.outputs.values())
         small = (OWN_PIECE,) * (OWN_BYTES // OWN_PIECE)
-        return cls(max(0, base) + beside + BESIDE_BYTES, (inputs, outputs) * OWN_CALLS + small)
+        lent = max(sum(item.tensor.nbytes for item in one.values() if item.access != "private") for one in held)
+        return cls(max(0, base) + beside + BESIDE_BYTES, lent + inputs + outputs, (inputs, outputs) * OWN_CALLS + small)
 
 
 class Ballast:
     """Memory of the accelerator that the judge holds, so that nobody has it.
 
     Taking and giving back goes by the size (4 ms for each GB on an H200, in which other cards of the machine wait, too), so most of it is kept from one
-    turn to the next, once the judge's own allocator has grown to what comparisons need.
+    turn to the next.
     """
 
     def __init__(self) -> None:
         self._pieces: list[vmm.Reservation] = []
-        self._compared: set[str] = set()
+
+    def before(self, room: Room) -> None:
+        """Before a turn's first call, which compiles and may try what is fastest, and before what it needs is lent."""
+        self.ease(room.allowed + room.lent + SPARE_BYTES)
 
     @contextmanager
-    def around(self, client: DeviceClient, case: str, room: Room) -> Iterator[None]:
+    def around(self, client: DeviceClient, room: Room) -> Iterator[None]:
         """While entered, the accelerator has no memory free but what the host may still take of its room.
 
         Raises CallFailed where the host has taken more before, ContributedError where it asks for more meanwhile, SandboxError where the judge
@@ -90,11 +95,7 @@ class Ballast:
         except torch.OutOfMemoryError as error:
             raise SandboxError(f"The accelerator has too little memory left for the judge: {error}") from None
         finally:
-            if case in self._compared:
-                self.ease(SPARE_BYTES)
-            else:
-                self._compared.add(case)
-                self.close()
+            self.ease(SPARE_BYTES)
 
     def _make_room(self, pieces: Sequence[int]) -> None:
         """Has the judge's own allocator take so much: of what is freed it keeps all. Raises OutOfMemoryError."""

@@ -40,8 +40,6 @@ EMPTY_CALLS = 40
 LONGEST_BESIDE_SECONDS = 0.0009
 BESIDE_SHARE = 1 / 8
 LEAST_LEFT = 1 / 4
-SETTLING_ROUNDS = 50
-SETTLING_SECONDS = 0.01
 
 
 class DeviceBuffer:
@@ -189,12 +187,13 @@ class DeviceClient(HostClient):
     def load(self, path: str, threads: int, timeout: float) -> None:
         """Has the host import the slot file; what it has of the accelerator's memory then is what any host needs."""
         super().load(path, threads, timeout)
-        self._had = _settled_bytes_of_others()
+        self._had = _bytes_of_others()
 
     def grown(self) -> int:
         """Bytes of the accelerator's memory that the host has taken since it was loaded, beside what was lent to it.
 
-        By the driver's count of the whole device: no allocator of the host's own hides anything from it.
+        By the driver's count of the whole device: no allocator of the host's own hides anything from it. What a kernel takes that the judge runs for the
+        first time is counted, too.
         """
         return _bytes_of_others() - self._had
 
@@ -386,17 +385,6 @@ def _bytes_of_others() -> int:
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_reserved() - vmm.held_bytes()
-
-
-def _settled_bytes_of_others() -> int:
-    """The same once a host that has just ended has given back what it had."""
-    found = _bytes_of_others()
-    for _ in range(SETTLING_ROUNDS):
-        time.sleep(SETTLING_SECONDS)
-        before, found = found, _bytes_of_others()
-        if found >= before:
-            break
-    return found
 
 
 @dataclass

@@ -55,6 +55,8 @@ IDLE_CPU_SECONDS = 0.05
 # gets through 24 pairs of one comparison each with a chance of 1 in 16,000.
 COMPARE_SECONDS = 0.25
 MAX_COMPARED = 3
+WEIGHED = 3
+"""How often base's hosts go through all cases before their memory is known: the last two times in one host."""
 COMPILE_SECONDS = 30.0
 """What the first calls of one process, of all cases together, may take beyond later ones. No cache is shared among processes: each
 compile of one source is another draw (three of one model differed by 20 %), and pairs that share one are not independent."""
@@ -169,6 +171,11 @@ class Course:
                         host.discard()
                         self._learn()
                     self._try(host)
+                    if self.on_device and any(
+                        self.kind.beside_stored(case) is not None for case in self.cases.values()
+                    ):
+                        host.discard()
+                        self._weigh(host)
             except (Wrong, Impossible, Tampered, ContributedError) as error:
                 # Not what counts for both sides together, such as the time that hosts have used.
                 if name == "base":
@@ -191,11 +198,7 @@ class Course:
         empty = client.empty_seconds() if isinstance(client, DeviceClient) else 0.0
         for name, case in self.cases.items():
             held = self.held["base"][name]
-            # By name on the accelerator, as later: what was shared for one case stays the judge's while the next one's memory is counted.
-            client.hold(held, name if self.on_device else "")
-            beside_stored = self.kind.beside_stored(case) if isinstance(client, DeviceClient) else None
-            if isinstance(client, DeviceClient) and beside_stored is not None:
-                client.tidy()
+            client.hold(held)
             warm, looks = [], []
             for number in range(4):
                 warm.append(client.timed(client.ready(self._draw(name, held, "calibrate", number))).seconds)
@@ -207,10 +210,35 @@ class Course:
                 math.ceil(wanted / self.passes) if self.on_device else math.ceil(wanted / STRETCH) * STRETCH
             )
             first = self._draw(name, held, "calibrate", 0)
-            if isinstance(client, DeviceClient) and beside_stored is not None:
-                self.rooms[name] = Room.of(client.grown(), beside_stored, first)
             self.trial.note(f"performance/{name}/call", first.inputs)
             self._check_floor(case, held, first, min(warm[1:]))
+
+    def _weigh(self, host: SteadyHost) -> None:
+        """How much of the accelerator's memory base's host takes in each case's calls, and with that a host of either side may.
+
+        The first time is for what the judge's own kernels take when they compare, in a host of its own; of the other two the second counts, as what one
+        case leaves behind is there in the next.
+        """
+        grown: dict[str, int] = {}
+        for number in range(WEIGHED):
+            client = host.client()
+            assert isinstance(client, DeviceClient)
+            for name, case in self.cases.items():
+                held = self.held["base"][name]
+                client.hold(held, name)
+                client.tidy()
+                for _ in range(2):
+                    call = self._draw(name, held, "weigh", number)
+                    answer = client.timed(client.ready(call), True)
+                grown[name] = client.grown()
+                self.compare_kept(
+                    name, "base", client, [(call, answer)], self.source.child(name, "weigh", number, "excerpt")
+                )
+                beside = self.kind.beside_stored(case)
+                if beside is not None:
+                    self.rooms[name] = Room.of(grown[name], beside, [side[name] for side in self.held.values()], call)
+            if number == 0:
+                host.discard()
 
     def _learn(self) -> None:
         """While no host is alive: what a refill costs, and how many calls of a sample can be compared in the time for it."""
@@ -244,6 +272,15 @@ class Course:
         call = self.kind.followed(call, answer.outputs)
         expected = self.kind.expected(self.cases[name], self.held[side][name], call)
         self.check(name, side, Drawn(call, expected), answer)
+
+    def compare_kept(
+        self, name: str, side: SideName, client: HostClient, kept: Sequence[tuple[Call, Answer]], source: Source
+    ) -> None:
+        """Whether kept calls gave what they should, and what was recorded gives what runs. Raises Wrong, Impossible."""
+        for call, answer in kept:
+            self.compare_one(name, side, call, answer)
+            if call.recorded:
+                self.compare_faces(name, client, call, answer, source)
 
     def compare_faces(self, name: str, client: HostClient, call: Call, replayed: Answer, source: Source) -> None:
         """Whether a replay gives what such a call gives that runs, as calls do where quality is judged. Raises Wrong."""
@@ -533,6 +570,9 @@ class PairBench:
         course, side = self.course, turn.side
         assert course.furnace is not None
         self._at = side
+        room = course.rooms.get(name)
+        if room is not None:
+            course.ballast.before(room)
         hosts, client = course.trial.hosts, self._device_client(turn)
         client.hold(course.held[side][name], name)
         client.beside_seconds = course.beside[name]
@@ -558,11 +598,10 @@ class PairBench:
         warm_up = WARM_UP_AGAIN_CALLS if turn.number else course.warm_up_calls
         # The first call has all memory: a module compiles then, and may try what is fastest. What it keeps of it is counted.
         warm = [once("warm", turn.number, 0)]
-        room = course.rooms.get(name)
         if room is not None:
             client.tidy()
             benchmark.extra_info["bytes beside what is stored, kept and allowed"] = [client.grown(), room.allowed]
-        with course.ballast.around(client, name, room) if room is not None else nullcontext():
+        with course.ballast.around(client, room) if room is not None else nullcontext():
             warm += [once("warm", turn.number, number) for number in range(1, warm_up)]
             numbers = iter(range(turn.number * course.calls[name], (turn.number + 1) * course.calls[name]))
             start, ahead = read(client.process, cpus=hosts.processors), hosts.ahead_seconds()
@@ -578,12 +617,9 @@ class PairBench:
         if end.sight is not None:
             sight = end.sight
             benchmark.extra_info["accelerator"] = {"MHz": sight.sm_mhz, "°C": sight.celsius, "W": sight.watts}
-        for call, answer in kept:
-            course.compare_one(name, side, call, answer)
-            if call.recorded:
-                course.compare_faces(
-                    name, client, call, answer, course.source.child(name, "excerpt", self.pair, side, turn.number)
-                )
+        course.compare_kept(
+            name, side, client, kept, course.source.child(name, "excerpt", self.pair, side, turn.number)
+        )
         self.timings[side].setdefault(name, Timing()).samples.extend(samples)
         if turn.number == 0:
             self.compiling[side] += max(0.0, warm[0] - statistics.median(samples))
