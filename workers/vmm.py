@@ -20,8 +20,15 @@ _DEVICE = 1  # CU_MEM_LOCATION_TYPE_DEVICE
 _READ_WRITE = 3  # CU_MEM_ACCESS_FLAGS_PROT_READWRITE
 
 
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+
+
 class DeviceMemoryError(Exception):
-    """The driver refused; `str(error)` names the call and the driver's own name for the error."""
+    """The driver refused; `str(error)` names the call and the driver's own name for the error, whose number is `code`."""
+
+    def __init__(self, sentence: str, code: int = 0) -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 class _Location(ctypes.Structure):
@@ -63,7 +70,7 @@ def _call(name: str, *arguments: Any) -> None:
     if code != 0:
         text = ctypes.c_char_p()
         _driver().cuGetErrorName(code, ctypes.byref(text))
-        raise DeviceMemoryError(f"{name} failed with {(text.value or b'?').decode()} ({code}).")
+        raise DeviceMemoryError(f"{name} failed with {(text.value or b'?').decode()} ({code}).", code)
 
 
 def _properties() -> _Properties:
@@ -170,29 +177,46 @@ def _create(nbytes: int) -> ctypes.c_ulonglong:
 class Reservation:
     """Memory of the current device that nobody uses, and nobody else has, until it is closed."""
 
-    def __init__(self, nbytes: int) -> None:
-        """Takes `nbytes`, rounded down to whole pages, or what there is of it; in parts, where there is no such piece."""
-        self._handles: list[ctypes.c_ulonglong] = []
-        self.nbytes = 0
+    def __init__(self) -> None:
+        self._parts: list[tuple[ctypes.c_ulonglong, int]] = []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(size for _, size in self._parts)
+
+    def take(self, nbytes: int) -> int:
+        """Takes `nbytes` more, rounded down to whole pages, or what there is of it, in parts where there is no such piece. Returns how many it took.
+
+        Raises DeviceMemoryError where the driver refuses for another reason than that there is no more.
+        """
         step = granularity()
         left = piece = nbytes // step
         while left and piece:
             piece = min(piece, left)
             try:
-                self._handles.append(_create(piece * step))
-            except DeviceMemoryError:
+                part = _create(piece * step)
+            except DeviceMemoryError as error:
+                if error.code != OUT_OF_MEMORY:
+                    raise
                 piece //= 2
                 continue
-            self.nbytes += piece * step
+            self._parts.append((part, piece * step))
             _count(piece * step)
             left -= piece
+        return (nbytes // step - left) * step
 
     def close(self) -> None:
         """Gives it back."""
-        while self._handles:
-            _call("cuMemRelease", self._handles.pop())
-        _count(-self.nbytes)
-        self.nbytes = 0
+        while self._parts:
+            handle, size = self._parts[-1]
+            _call("cuMemRelease", handle)
+            self._parts.pop()
+            _count(-size)
+
+    def __del__(self) -> None:
+        # At the end of the process the driver may have gone first.
+        with contextlib.suppress(Exception):
+            self.close()
 
 
 def make(nbytes: int) -> tuple[Mapping, int]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from engine.slots.inprocess import InProcess, judge_case
-from engine.slots.kind import Case, Held, HeldSet, kind_named
+from engine.slots.kind import CallFailed, Case, Held, HeldSet, kind_named
 from engine.slots.kinds.quantization import following
 from engine.slots.registry import load
 from engine.slots.source import Source
@@ -126,6 +126,72 @@ def test_a_round_alone_gives_what_it_gave_among_others(implementation: type[Plai
         alone.hold(held)
         found.append(differing(outputs, alone.run(one)))
     assert set(found) == ({None} if implementation is Plain else {None, "y"})
+
+
+class Reusing(Plain):
+    """Gives back the same memory for each product."""
+
+    def linear(self, x: Tensor, packed: dict[str, Tensor]) -> Tensor:
+        self.memory = getattr(self, "memory", torch.empty(x.shape[0], packed["weight"].shape[0]))
+        return torch.matmul(x, packed["weight"].T, out=self.memory)
+
+
+class Short(Plain):
+    """Of each product the first row, which would do for all of them where it is copied."""
+
+    def linear(self, x: Tensor, packed: dict[str, Tensor]) -> Tensor:
+        return super().linear(x, packed)[:1]
+
+
+class Double(Plain):
+    """Products in another dtype, which a copy would bring back."""
+
+    def linear(self, x: Tensor, packed: dict[str, Tensor]) -> Tensor:
+        return super().linear(x, packed).double()
+
+
+class Listed(Plain):
+    """A list of products."""
+
+    def linear(self, x: Tensor, packed: dict[str, Tensor]) -> Tensor:
+        return super().linear(x, packed).tolist()  # type: ignore[return-value]
+
+
+def placing(implementation: type[Plain], case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """What a call gives with and without a place for its products, and that place."""
+    source = Source(bytes(32))
+    held = packed(case, source.child("held"))
+    call = QUANTIZATION.draw(case, held, source.child("call"))
+    plain, placed = InProcess(QUANTIZATION, Plain), InProcess(QUANTIZATION, implementation)
+    for runner in (plain, placed):
+        runner.hold(held)
+    place = torch.full(call.outputs["y"].shape, torch.nan)
+    driver: Any = placed.driver
+    driver.into = {"y": place}
+    return plain.run(call), placed.run(call), place
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_are_put_where_they_are_wanted_and_later_ones_take_them_from_there(
+    shape: tuple[int, int, int, int],
+) -> None:
+    without, within, place = placing(Plain, rounds_of(*shape))
+    assert torch.equal(within["y"], without["y"])
+    assert torch.equal(place, without["y"])
+
+
+@pytest.mark.parametrize(
+    ("implementation", "said"),
+    [
+        (Reusing, "the memory of its earlier result"),
+        (Short, r"returned float32 \[1, 384\]; expected float32 \[3, 384\]"),
+        (Double, "returned float64 .*; expected float32"),
+        (Listed, "must return a tensor, not list"),
+    ],
+)
+def test_what_is_put_in_its_place_is_a_product_that_outlives_the_next(implementation: type[Plain], said: str) -> None:
+    with pytest.raises(CallFailed, match=said):
+        placing(implementation, rounds_of(3, 384, 256, 2))
 
 
 def test_where_calls_are_drawn_with_their_answers_there_is_one_round() -> None:

@@ -2,16 +2,18 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from engine.slots.kind import Finding
+from engine.slots.kind import Finding, TensorSpec
 from engine.slots.source import Source
 from workers.judge import speed
-from workers.judge.ballast import BESIDE_BYTES
+from workers.judge.ballast import BESIDE_BYTES, Ballast, Room
 from workers.judge.client import Answer, CallTimedOut, HostClient, Tampered
 from workers.judge.device import DeviceClient
 from workers.judge.trial import Wrong
@@ -434,6 +436,15 @@ class DevicePlayer(DeviceClient):
         self.made.append((self.side, f"hold {key}"))
         return {}
 
+    def tidy(self) -> None:
+        self.made.append((self.side, "tidy"))
+
+    def taken(self) -> int:
+        return 0
+
+    def check_lent(self, originals: object) -> None:
+        self.made.append((self.side, "check lent"))
+
     def ready(self, call: Any) -> Any:
         return call
 
@@ -444,10 +455,35 @@ class DevicePlayer(DeviceClient):
         return Answer(0.0014 if slow else 0.001, {"kept": keep} if keep else {})
 
 
+class Weight(Ballast):
+    """Ballast that writes down when it is there."""
+
+    def __init__(self, made: list[tuple[str, Any]]) -> None:
+        super().__init__()
+        self.made = made
+        self.needed = 0
+
+    def before(self, room: Room) -> None:
+        self.made.append(("judge", "frees"))
+
+    @contextmanager
+    def around(self, client: DeviceClient, room: Room) -> Iterator[None]:
+        self.made.append(("judge", "takes"))
+        yield
+        self.made.append(("judge", "gives back"))
+
+    def close(self) -> bool:
+        self.made.append(("judge", "gives back all"))
+        return True
+
+
 def play_on_device(
-    slow: dict[str, int], wrong: str = ""
+    slow: dict[str, int], wrong: str = "", claims: str = "", lacking: int = 0
 ) -> tuple[PairBench, list[tuple[str, Any]], list[tuple[str, object]]]:
-    """A pair of two cases on an accelerator; `slow`: the pass in which a side's calls take longer; `wrong`: the side whose are."""
+    """A pair of two cases on an accelerator; `slow`: the pass in which a side's calls take longer; `wrong`: the side whose are; `claims`: a case for which
+    memory is claimed; `lacking`: how many comparisons run out of it.
+    """
+    without = [None] * lacking
     made: list[tuple[str, Any]] = []
     compared: list[tuple[str, object]] = []
 
@@ -457,6 +493,10 @@ def play_on_device(
             raise Wrong(Finding("It is wrong."), name)
 
     def compare_kept(name: str, side: str, client: Any, kept: Any, source: object) -> None:
+        if without:
+            without.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        made.append((side, f"compare {name}"))
         for call, answer in kept:
             compare_one(name, side, call, answer)
 
@@ -472,7 +512,9 @@ def play_on_device(
         furnace=SimpleNamespace(heat=lambda seconds: None),
         held={"base": {"a": {}, "b": {}}, "head": {"a": {}, "b": {}}},
         sides={"base": "base", "head": "head"},
-        rooms={},
+        rooms={claims: Room(0, 0, ())} if claims else {},
+        ballast=Weight(made),
+        arenas={},
         refill={"a": 0.0, "b": 0.0},
         beside={"a": 0.0005, "b": 0.0004},
         chosen=lambda name, side, pair: {1, 2 * CALLS},
@@ -541,22 +583,58 @@ def test_what_base_does_wrong_is_not_heads_fault() -> None:
         play_on_device({}, wrong="head")
 
 
+def test_memory_is_taken_away_from_after_a_turns_first_call_until_what_was_lent_is_looked_at() -> None:
+    made = play_on_device({}, claims="b")[1]
+    whole = [what for _, what in made]
+    first, last = whole.index("frees"), whole.index("compare b")
+    turn = [what if isinstance(what, str) else what[:2] for what in whole[first : last + 1]]
+    warm, timed = ("b", "warm"), [what for what in turn if what not in TURN and what != ("b", "warm")]
+    assert turn == [
+        "frees",
+        "hold b",
+        "placed",
+        warm,
+        "tidy",
+        "takes",
+        warm,
+        warm,
+        warm,
+        *timed,
+        "check lent",
+        "gives back",
+        "compare b",
+    ]
+    assert len(timed) == CALLS
+    # Where nothing is claimed nothing is taken.
+    assert whole.count("takes") == whole.count("frees") == whole.count("compare b") == 2 * PASSES
+    assert whole.count("compare a") == 2 * PASSES
+
+
+TURN = ("frees", "hold b", "placed", "tidy", "takes", "check lent", "gives back", "compare b")
+
+
+def test_a_comparison_that_lacks_memory_is_made_again_without_ballast() -> None:
+    _, made, compared = play_on_device({}, claims="b", lacking=1)
+    assert made.count(("judge", "gives back all")) == 1
+    assert len(compared) == len(play_on_device({}, claims="b")[2])
+    with pytest.raises(torch.OutOfMemoryError):
+        play_on_device({}, claims="b", lacking=2)
+
+
 class Weighed(DevicePlayer):
     """A client whose host has taken some memory more after each case."""
 
-    def __init__(self, made: list[tuple[str, object]], grown: list[int]) -> None:
+    def __init__(self, made: list[tuple[str, object]], had: list[int]) -> None:
         super().__init__("base", made, -1)
-        self.taken = grown
+        self.had = had
 
-    def tidy(self) -> None:
-        self.made.append(("base", "tidy"))
-
-    def grown(self) -> int:
-        return self.taken.pop(0)
+    def taken(self) -> int:
+        return self.had.pop(0)
 
 
 def test_what_a_host_may_take_is_what_bases_took_once_everything_had_run() -> None:
     made: list[tuple[str, Any]] = []
+    sizes = {"a": {"y": TensorSpec((100,), "float32")}, "b": {"y": TensorSpec((50,), "float32")}}
     # The judge's own kernels are in what is seen first; what the second case leaves behind is there in the first one's next turn.
     clients = [Weighed(made, [900, 950]), Weighed(made, [10, 40, 30, 41])]
     compared: list[object] = []
@@ -568,10 +646,11 @@ def test_what_a_host_may_take_is_what_bases_took_once_everything_had_run() -> No
         cases={"a": "a", "b": "b"},
         held={"base": {"a": {}, "b": {}}, "head": {"a": {}, "b": {}}},
         kind=SimpleNamespace(beside_stored=lambda case: {"a": 1000, "b": None}[case]),
+        arenas={},
         source=SimpleNamespace(child=lambda *labels: None),
         rooms={},
         compare_kept=lambda name, side, client, kept, source: compared.append((name, len(kept))),
-        _draw=lambda name, held, *labels: SimpleNamespace(labels=(name, *labels), inputs={}, outputs={}),
+        _draw=lambda name, held, *labels: SimpleNamespace(labels=(name, *labels), inputs={}, outputs=sizes[name]),
     )
     host = SimpleNamespace(client=lambda: clients[0], discard=discard)
     Course._weigh(course, host)  # type: ignore[arg-type]
@@ -579,5 +658,7 @@ def test_what_a_host_may_take_is_what_bases_took_once_everything_had_run() -> No
     assert course.rooms["a"].allowed == 30 + 1000 + BESIDE_BYTES
     assert compared == [("a", 1), ("b", 1)] * 3
     assert len(clients) == 1
+    # What is outgrown would stay mapped: the second host is lent the largest at once.
+    assert clients[0].least == {"inputs": 0, "outputs": 512}
     # In each turn it gives back first what it only keeps for later.
     assert [what for _, what in made][:4] == ["hold a", "tidy", ("a", "weigh", 0), ("a", "weigh", 0)]

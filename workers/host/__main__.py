@@ -85,7 +85,10 @@ def copy_out(results: Any, regions: list[Region], mappings: Mappings) -> None:
         expected = getattr(torch, region.dtype)
         if value.dtype != expected:
             raise SlotError(f"{region.name!r} has dtype {value.dtype}; expected {expected}.")
-        mappings.tensor(region).copy_(value)
+        target = mappings.tensor(region)
+        # A driver may have put it there.
+        if value.data_ptr() != target.data_ptr():
+            target.copy_(value)
 
 
 def compute(driver: Driver, message: Run, held: dict[str, torch.Tensor], mappings: Mappings) -> object:
@@ -94,6 +97,8 @@ def compute(driver: Driver, message: Run, held: dict[str, torch.Tensor], mapping
     if message.operation == NOTHING:
         results: Mapping[str, torch.Tensor] = {message.outputs[0].name: next(iter(inputs.values()))}
     else:
+        if hasattr(driver, "into"):
+            driver.into = {region.name: mappings.tensor(region) for region in message.outputs if mappings.lends(region)}
         results = driver.run(message.operation, message.params, inputs, held)
     copy_out(results, message.outputs, mappings)
     return inputs, results
@@ -180,8 +185,10 @@ def serve(
                     held[region.name] = mappings.tensor(region)
                 if message.drop or message.regions or message.give_back:
                     recording.forget()
-                if message.give_back and on_device:
-                    torch.cuda.empty_cache()
+                if message.give_back:
+                    gc.collect()
+                    if on_device:
+                        torch.cuda.empty_cache()
                 answer = Kept()
                 if on_device and not message.buffers and not message.regions:
                     # An empty request: a call follows at once.

@@ -94,6 +94,10 @@ class Accelerator:
         """The number in the name of its device node."""
         return self._number("nvmlDeviceGetMinorNumber", ctypes.c_uint) or 0
 
+    def shows_a_screen(self) -> bool:
+        """Whether a display is driven by it, whose programs need its memory, too."""
+        return bool(self._number("nvmlDeviceGetDisplayActive", ctypes.c_uint))
+
     def nodes(self) -> tuple[str, ...]:
         """The device nodes that a host needs, and no others: neither nvidia-uvm-tools nor another card."""
         nodes = (f"/dev/nvidia{self.minor()}", "/dev/nvidiactl", "/dev/nvidia-uvm")

@@ -1,8 +1,8 @@
 """Whether a module gets by with the memory that it claims to need: the rest of the accelerator's is taken away while it is timed.
 
 What a host has is counted by the driver, for the whole device, once it was asked to give back what it only keeps for later; so a copy in memory of an
-allocator of its own counts as well. What is free beyond its allowance is held by the judge, so that there is no moment, and no call, in which it could
-have had more.
+allocator of its own counts as well. What is free beyond its allowance is held by the judge, so that there is no call that counts in which it could have
+had more.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,14 @@ from engine.slots.kind import Call, CallFailed, HeldSet
 from workers import vmm
 from workers.judge.client import ContributedError
 from workers.judge.device import DeviceClient
+from workers.judge.readings import read
 from workers.sandbox import SandboxError
 
 MIB = 1 << 20
 # Kernels that are loaded late, and an allocator's rounding.
 BESIDE_BYTES = 80 * MIB
+# What a driver says is free may be too scattered, or its own, to be taken.
+LOOSE_BYTES = 64 * MIB
 # Of what the judge needs meanwhile: so many calls are kept, or just drawn.
 OWN_CALLS = 4
 OWN_BYTES = 256 * MIB
@@ -27,6 +30,8 @@ OWN_PIECE = 4 * MIB
 PIECE_BYTES = 2048 * MIB
 # What stays free between turns: for the next host's context, and for comparisons.
 SPARE_BYTES = 3072 * MIB
+# How PyTorch, and the libraries under it, say that there is no memory left.
+WITHOUT_MEMORY = ("out of memory", "alloc_failed", "out_of_memory")
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,14 @@ class Room:
     """What a case's calls have of the accelerator's memory, in bytes."""
 
     allowed: int
-    """A host may take so much, beside what is lent to it."""
+    """A host may have so much, beside what is lent to it."""
     lent: int
     own: tuple[int, ...]
     """The judge needs such pieces."""
 
     @classmethod
     def of(cls, base: int, beside: int, held: Sequence[HeldSet], call: Call) -> "Room":
-        """base: what base's host took for such a call; beside: what a module may need besides (`SlotKind.beside_stored`); held: by either side."""
+        """base: what base's host had for such a call; beside: what a module may need besides (`SlotKind.beside_stored`); held: by either side."""
         # Drawn in float32 first.
         inputs = sum(2 * tensor.nbytes for tensor in call.inputs.values())
         outputs = sum(spec.nbytes for spec in call.outputs.values())
@@ -61,41 +66,53 @@ class Ballast:
         self._pieces: list[vmm.Reservation] = []
 
     def before(self, room: Room) -> None:
-        """Before a turn's first call, which compiles and may try what is fastest, and before what it needs is lent."""
+        """Before a turn's first call, which compiles and may try what is fastest, and before what it needs is lent: frees three GiB more than later ones have."""
         self.ease(room.allowed + room.lent + SPARE_BYTES)
 
     @contextmanager
     def around(self, client: DeviceClient, room: Room) -> Iterator[None]:
         """While entered, the accelerator has no memory free but what the host may still take of its room.
 
-        Raises CallFailed where the host has taken more before, ContributedError where it asks for more meanwhile, SandboxError where the judge
+        Raises CallFailed where the host has more, before or afterwards, ContributedError where it asks for more meanwhile, SandboxError where the judge
         itself has too little.
         """
-        allowed = room.allowed
-        left = allowed - client.grown()
-        if left < 0:
-            raise CallFailed(
-                f"The module keeps {_mib(allowed - left)} of the accelerator's memory beside what is stored; in these calls it may take "
-                f"{_mib(allowed)}: what base takes, and room for unpacking a weight. What is kept between calls has to be part of what `pack` "
-                "returns, whose bytes count."
-            )
         try:
+            self._check(client, room, 0)
             self._make_room(room.own)
-            self.leave(left)
+            # Until nothing is left to be taken: a host that takes memory at the same time has had it counted then.
+            while self._leave(self._check(client, room, 0)):
+                pass
             yield
+            self._check(client, room, LOOSE_BYTES)
         except ContributedError as error:
-            if "out of memory" not in f"{error}".lower():
+            if not any(sign in f"{error.error} {error}".lower() for sign in WITHOUT_MEMORY):
                 raise
             raise ContributedError(
-                f"{error} In these calls a module has {_mib(allowed)} of the accelerator's memory beside what is stored: what base takes, and room "
-                "for unpacking a weight. The rest is taken away, so that nothing can be kept that no claim counts.",
+                f"{error} In these calls a module has {_mib(room.allowed)} of the accelerator's memory, its context among it, beside what is lent to it: "
+                "what base has, and room for unpacking a weight. The rest is taken away, so that nothing can be kept that no claim counts.",
                 error.error,
                 error.traceback,
             ) from None
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, vmm.DeviceMemoryError) as error:
             raise SandboxError(f"The accelerator has too little memory left for the judge: {error}") from None
         finally:
             self.ease(SPARE_BYTES)
+
+    @staticmethod
+    def _check(client: DeviceClient, room: Room, loose: int) -> int:
+        """The bytes that the host may still take. Raises CallFailed where it has more than it may."""
+        left = room.allowed + loose - client.taken()
+        if left >= 0:
+            return left
+        if read(client.process).strangers:
+            raise SandboxError(
+                "Another program has taken memory of the accelerator, which cannot be told from the module's."
+            )
+        raise CallFailed(
+            f"The module keeps {_mib(room.allowed + loose - left)} of the accelerator's memory, its context among it, beside what is lent to it; in these "
+            f"calls it may have {_mib(room.allowed)}: what base has, and room for unpacking a weight. What is kept between calls has to be part of what "
+            "`pack` returns, whose bytes count."
+        )
 
     def _make_room(self, pieces: Sequence[int]) -> None:
         """Has the judge's own allocator take so much: of what is freed it keeps all. Raises OutOfMemoryError."""
@@ -106,24 +123,47 @@ class Ballast:
             taken = _taken(pieces)
         del taken
 
-    def leave(self, nbytes: int) -> None:
-        """Leaves so many bytes free: takes what is more, gives back where they are fewer."""
+    def _leave(self, nbytes: int) -> int:
+        """Leaves so many bytes free: gives back where they are fewer, and takes what is more. Returns how many it took.
+
+        Raises SandboxError where they are fewer still, or the driver does not give what it says is free.
+        """
         self.ease(nbytes)
-        while (more := torch.cuda.mem_get_info()[0] - nbytes) >= vmm.granularity():
-            piece = vmm.Reservation(min(more, PIECE_BYTES))
-            if not piece.nbytes:
-                break
-            self._pieces.append(piece)
+        if _free() < nbytes:
+            torch.cuda.empty_cache()
+        if (free := _free()) < nbytes:
+            raise SandboxError(
+                f"The accelerator has too little memory: a host should have {_mib(nbytes)}, and {_mib(free)} are free."
+            )
+        took = 0
+        while (more := _free() - nbytes) >= vmm.granularity():
+            self._pieces.append(vmm.Reservation())
+            part = self._pieces[-1].take(min(more, PIECE_BYTES))
+            took += part
+            if not part and more > LOOSE_BYTES:
+                raise SandboxError(f"The accelerator's driver says that {_mib(more)} are free, and does not give them.")
+            if not part:
+                self._pieces.pop()
+                return 0
+        return took
 
     def ease(self, nbytes: int) -> None:
         """Gives back until so many bytes are free."""
-        while self._pieces and torch.cuda.mem_get_info()[0] < nbytes:
-            self._pieces.pop().close()
+        while self._pieces and _free() < nbytes:
+            self._pieces[-1].close()
+            self._pieces.pop()
 
-    def close(self) -> None:
-        """Gives back all."""
+    def close(self) -> bool:
+        """Gives back all. Returns whether there was anything."""
+        had = bool(self._pieces)
         while self._pieces:
-            self._pieces.pop().close()
+            self._pieces[-1].close()
+            self._pieces.pop()
+        return had
+
+
+def _free() -> int:
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def _taken(pieces: Sequence[int]) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ import secrets
 import select
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -176,6 +176,8 @@ class DeviceClient(HostClient):
         self._originals: dict[str, Tensor] = {}
         self._looks = LOOKS_AT_HELD
         self._had = 0
+        self.least: dict[str, int] = {}
+        """Bytes that the standing buffers for inputs and outputs have at least: one that is outgrown stays mapped in the host, and counts as taken."""
         self._answered = select.poll()
         self._answered.register(self.sock, select.POLLIN | select.POLLRDHUP)
 
@@ -185,17 +187,31 @@ class DeviceClient(HostClient):
         self._originals.clear()
 
     def load(self, path: str, threads: int, timeout: float) -> None:
-        """Has the host import the slot file; what it has of the accelerator's memory then is what any host needs."""
-        super().load(path, threads, timeout)
+        """Has the host import the slot file. What others have of the accelerator's memory is counted before: until then the host has none."""
         self._had = _bytes_of_others()
+        super().load(path, threads, timeout)
 
-    def grown(self) -> int:
-        """Bytes of the accelerator's memory that the host has taken since it was loaded, beside what was lent to it.
+    def taken(self) -> int:
+        """Bytes of the accelerator's memory that the host has, beside what was lent to it: its context, and what it has taken since it was loaded.
 
-        By the driver's count of the whole device: no allocator of the host's own hides anything from it. What a kernel takes that the judge runs for the
-        first time is counted, too.
+        By the driver's count of the whole device: no allocator of the host's own hides anything from it. What other programs take is counted, too, and
+        what the judge's kernels do when they run for the first time.
         """
         return _bytes_of_others() - self._had
+
+    def check_lent(self, originals: Mapping[str, HeldSet]) -> None:
+        """Whether all that was lent by name is still what it was, whose ever turn it is. Raises CallFailed.
+
+        A host can write to it: what lies there for other cases is memory that nobody else counts.
+        """
+        for key, packs in self._shared.items():
+            for pack in packs:
+                for name, view in pack.views.items():
+                    held = originals[key][name]
+                    if held.access == "read" and not torch.equal(bits(view), bits(held.tensor).to(view.device)):
+                        raise CallFailed(
+                            f"The module wrote to {name!r}, which is held for {key}; inputs are read-only."
+                        )
 
     def tidy(self) -> None:
         """Has the host give back what it only keeps for later; what it does not is seen as grown."""
@@ -366,6 +382,7 @@ class DeviceClient(HostClient):
 
     def _arena(self, purpose: str, nbytes: int) -> DeviceBuffer:
         """The standing buffer for inputs or outputs; a larger one is shared where this call is the first that needs it."""
+        nbytes = max(nbytes, self.least.get(purpose, 0))
         arena = self._arenas.get(purpose)
         if arena is None or arena.nbytes < nbytes:
             pack = _Whole(DeviceBuffer(nbytes, writable=True))
@@ -385,6 +402,14 @@ def _bytes_of_others() -> int:
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_reserved() - vmm.held_bytes()
+
+
+def arenas_of(call: Call) -> dict[str, int]:
+    """Bytes that a call's inputs and outputs need, as `DeviceClient.least`."""
+    inputs = {name: TensorSpec.of(tensor) for name, tensor in call.inputs.items()}
+    return {
+        purpose: laid_out(specs, ALIGNMENT)[1] for purpose, specs in (("inputs", inputs), ("outputs", call.outputs))
+    }
 
 
 @dataclass

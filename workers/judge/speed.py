@@ -254,8 +254,10 @@ def judge_speed(trial: Trial, policy: Policy) -> SpeedResult:
         stage.result.reasons.append(reason_of(error, "performance"))
         return SpeedResult(stage.result, artifacts=_artifacts(stage))
     finally:
-        trial.hosts.close()
-        course.close()
+        try:
+            trial.hosts.close()
+        finally:
+            course.close()
 
 
 def measure_pairs(trial: Trial, policy: Policy, count: int) -> Iterator[PairRecord]:
@@ -274,8 +276,10 @@ def measure_pairs(trial: Trial, policy: Policy, count: int) -> Iterator[PairReco
     except (Wrong, CallFailed, SandboxError, StageTimedOut) as error:
         raise MeasuringFailed(str(error)) from error
     finally:
-        trial.hosts.close()
-        course.close()
+        try:
+            trial.hosts.close()
+        finally:
+            course.close()
 
 
 def _decide(stage: _Stage, rule: Rule) -> Decision:

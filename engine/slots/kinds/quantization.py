@@ -43,6 +43,7 @@ from engine.slots.kind import (
 )
 from engine.slots.kinds.attention import lacking
 from engine.slots.quantization import Packed
+from engine.slots.registry import SlotError
 from engine.slots.source import Source
 from engine.slots.steps import put_signs
 from engine.workloads.linear import CPU, CUDA, UNIT, LinearWorkload
@@ -78,8 +79,8 @@ UNPACKING = 0.05
 FEWER = 0.9
 """Of base's bits: a tenth less is also what a merge is worth for."""
 
-UNPACKED_BYTES = 12
-"""For each element of one weight, while it is multiplied with: unpacking by PyTorch's operators in float32 needs ten."""
+UNPACKED_BYTES = 16
+"""For each element of one weight, while it is multiplied with: unpacking by PyTorch's operators in float32 needs ten to thirteen."""
 
 PART_WEIGHTS = 2
 """Of the weights of a case, drawn from the seed: storing all of them once more would take as much again of an accelerator's memory."""
@@ -579,10 +580,15 @@ def lookup_call(case: Case, ids: Tensor) -> Call:
 
 
 class QuantizationDriver:
-    """Runs in the host."""
+    """Runs in the host.
+
+    into: where a host wants outputs, by name. Of many products it then takes the memory of one or two, and what a module is left of an accelerator's
+    memory is not what base's own outputs took.
+    """
 
     def __init__(self, quantization: Any) -> None:
         self.quantization = quantization
+        self.into: Mapping[str, Tensor] = {}
 
     def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """pack: the tensors of each weight in `weight` [weights, outputs, inputs], named NUMBER/NAME."""
@@ -611,15 +617,33 @@ class QuantizationDriver:
             packed = [packed_of(held, f"{number}/") for number in range(count)]
             parts = inputs["x"].chunk(count)
             given: list[Tensor] = []
+            target = self.into.get("y")
+            places = None if target is None else target.chunk(count * rounds)
+            last: Tensor | None = None
             for number in range(count * rounds):
                 x = parts[number] if rounds == 1 else taken_by(number, parts, given, inputs.get("bounds"))
-                given.append(self.quantization.linear(x, packed[number % count]))
-            return {"y": torch.cat(given)}
+                product = self.quantization.linear(x, packed[number % count])
+                given.append(product if places is None else put(product, places[number], last))
+                last = product
+            return {"y": torch.cat(given) if target is None else target}
         if operation == "embedding":
             return {"y": self.quantization.embedding(inputs["ids"], packed_of(held, of))}
         if operation == "dequant":
             return {"weight": self.quantization.dequant(packed_of(held, of))}
         raise ValueError(f"quantization has no operation {operation!r}.")
+
+
+def put(product: Tensor, place: Tensor, last: Tensor | None) -> Tensor:
+    """A product in its place among a call's outputs. last: the one before. Raises SlotError where it is none, or lies where that one does."""
+    if not isinstance(product, Tensor):
+        raise SlotError(f"`linear` must return a tensor, not {type(product).__name__}.")
+    if product.shape != place.shape or product.dtype != place.dtype:
+        dtype, expected = (str(tensor.dtype).removeprefix("torch.") for tensor in (product, place))
+        raise SlotError(f"`linear` returned {dtype} {list(product.shape)}; expected {expected} {list(place.shape)}.")
+    if last is not None and product.data_ptr() == last.data_ptr():
+        raise SlotError("`linear` returned the memory of its earlier result, which must outlive later calls.")
+    place.copy_(product)
+    return place
 
 
 def packed_of(held: Mapping[str, Tensor], prefix: str) -> Packed:

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
 from engine.slots.source import Source
+from workers.judge import accelerator
 from workers.judge.ballast import Ballast, Room
 from workers.judge.client import Answer, CallTimedOut, ContributedError, HostClient, ReadyCall, Tampered
-from workers.judge.device import DeviceClient, beside, empty_call, put_back
+from workers.judge.device import DeviceClient, arenas_of, beside, empty_call, put_back
 from workers.judge.furnace import Furnace
 from workers.judge.hosts import Side
 from workers.judge.readings import Reading, between, read
@@ -138,6 +139,8 @@ class Course:
         self.rooms: dict[str, Room] = {}
         """What calls have of the accelerator's memory, by case, where memory is claimed."""
         self.ballast = Ballast()
+        self.arenas: dict[str, int] = {}
+        """Bytes that the largest call's inputs and outputs need, where memory is claimed."""
         self.furnace = Furnace() if self.on_device else None
         self._drawing: dict[tuple[int, SideName], Future[dict[str, list[Drawn]]]] = {}
         self._drawn_enough = Event()
@@ -171,9 +174,7 @@ class Course:
                         host.discard()
                         self._learn()
                     self._try(host)
-                    if self.on_device and any(
-                        self.kind.beside_stored(case) is not None for case in self.cases.values()
-                    ):
+                    if self._claims_memory():
                         host.discard()
                         self._weigh(host)
             except (Wrong, Impossible, Tampered, ContributedError) as error:
@@ -213,16 +214,22 @@ class Course:
             self.trial.note(f"performance/{name}/call", first.inputs)
             self._check_floor(case, held, first, min(warm[1:]))
 
+    def _claims_memory(self) -> bool:
+        """Whether memory is claimed that can be taken away: not where somebody looks at a screen that needs it."""
+        given = accelerator.current() if self.on_device else None
+        claimed = any(self.kind.beside_stored(case) is not None for case in self.cases.values())
+        return given is not None and claimed and not given.shows_a_screen()
+
     def _weigh(self, host: SteadyHost) -> None:
         """How much of the accelerator's memory base's host takes in each case's calls, and with that a host of either side may.
 
         The first time is for what the judge's own kernels take when they compare, in a host of its own; of the other two the second counts, as what one
         case leaves behind is there in the next.
         """
-        grown: dict[str, int] = {}
         for number in range(WEIGHED):
             client = host.client()
             assert isinstance(client, DeviceClient)
+            client.least = self.arenas
             for name, case in self.cases.items():
                 held = self.held["base"][name]
                 client.hold(held, name)
@@ -230,13 +237,16 @@ class Course:
                 for _ in range(2):
                     call = self._draw(name, held, "weigh", number)
                     answer = client.timed(client.ready(call), True)
-                grown[name] = client.grown()
+                taken = client.taken()
+                self.arenas = {
+                    purpose: max(nbytes, self.arenas.get(purpose, 0)) for purpose, nbytes in arenas_of(call).items()
+                }
                 self.compare_kept(
                     name, "base", client, [(call, answer)], self.source.child(name, "weigh", number, "excerpt")
                 )
                 beside = self.kind.beside_stored(case)
                 if beside is not None:
-                    self.rooms[name] = Room.of(grown[name], beside, [side[name] for side in self.held.values()], call)
+                    self.rooms[name] = Room.of(taken, beside, [side[name] for side in self.held.values()], call)
             if number == 0:
                 host.discard()
 
@@ -600,7 +610,7 @@ class PairBench:
         warm = [once("warm", turn.number, 0)]
         if room is not None:
             client.tidy()
-            benchmark.extra_info["bytes beside what is stored, kept and allowed"] = [client.grown(), room.allowed]
+            benchmark.extra_info["bytes beside what is lent, kept and allowed"] = [client.taken(), room.allowed]
         with course.ballast.around(client, room) if room is not None else nullcontext():
             warm += [once("warm", turn.number, number) for number in range(1, warm_up)]
             numbers = iter(range(turn.number * course.calls[name], (turn.number + 1) * course.calls[name]))
@@ -608,6 +618,8 @@ class PairBench:
             pending = client.calls_seconds
             benchmark.pedantic(lambda: timed(next(numbers)), rounds=course.calls[name], iterations=1, warmup_rounds=0)
             end = read(client.process, cpus=hosts.processors)
+            if room is not None:
+                client.check_lent(course.held[side])
         observation = between(start, end, max(0.0, hosts.ahead_seconds() - ahead))
         self.observations.append(observation)
         self._watch_idle(side, observation.cpu_seconds, client.calls_seconds - pending)
@@ -617,9 +629,14 @@ class PairBench:
         if end.sight is not None:
             sight = end.sight
             benchmark.extra_info["accelerator"] = {"MHz": sight.sm_mhz, "°C": sight.celsius, "W": sight.watts}
-        course.compare_kept(
-            name, side, client, kept, course.source.child(name, "excerpt", self.pair, side, turn.number)
-        )
+        source = course.source.child(name, "excerpt", self.pair, side, turn.number)
+        try:
+            course.compare_kept(name, side, client, kept, source)
+        except torch.OutOfMemoryError:
+            # Comparing may need more in one draw than in another.
+            if not course.ballast.close():
+                raise
+            course.compare_kept(name, side, client, kept, source)
         self.timings[side].setdefault(name, Timing()).samples.extend(samples)
         if turn.number == 0:
             self.compiling[side] += max(0.0, warm[0] - statistics.median(samples))
@@ -638,6 +655,7 @@ class PairBench:
                 hosts.start_ahead(course.sides[other if first else course.first_side(self.pair + 1)])
         client = self._clients[turn.side]
         assert isinstance(client, DeviceClient)
+        client.least = course.arenas
         client.call_timeout = min(30.0, course.trial.remaining())
         return client
 

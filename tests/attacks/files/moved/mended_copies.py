@@ -1,6 +1,6 @@
 # /// attack
 # expect = ["failed"]
-# says = "memory beside what is stored"
+# says = "memory, its context among it, beside what is lent"
 # suites = ["performance"]
 # ///
 # /// swapbench
