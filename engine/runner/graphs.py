@@ -49,8 +49,7 @@ class DecodeGraphs:
         self.forward, self.kv, self.block_size, self.ahead = forward, kv, block_size, ahead
         self.device = forward.model.device
         self.recorded: dict[tuple[int, int, Sampling], Recorded] = {}
-        self.pool: Any = None
-        self.stream: torch.cuda.Stream | None = None
+        self.shared: Any = None
         self.seconds = 0.0
 
     def tokens(self, step: Sequence[Scheduled], ahead: int) -> list[list[int]]:
@@ -130,9 +129,8 @@ class DecodeGraphs:
 
     def record(self, recorded: Recorded) -> None:
         """Runs a step of nothing but padding twice, to compile what compiles, then records it."""
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
-        # One for all sizes: cuBLAS keeps 32 MiB for each stream that it ever saw.
-        stream = self.stream = self.stream or torch.cuda.Stream(self.device)
+        # Of all sizes: cuBLAS keeps 32 MiB for each stream that it ever saw.
+        pool, stream = self.shared = self.shared or (torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device))
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(2):
@@ -141,7 +139,7 @@ class DecodeGraphs:
         torch.cuda.current_stream(self.device).wait_stream(stream)
         torch.cuda.synchronize(self.device)
         recorded.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recorded.graph, pool=self.pool):
+        with torch.cuda.graph(recorded.graph, pool=pool):
             self.step(recorded)
 
     def step(self, recorded: Recorded) -> None:

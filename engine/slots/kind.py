@@ -111,11 +111,11 @@ def bits(tensor: Tensor) -> Tensor:
 def rewritten(tensors: Mapping[str, Tensor], rewrites: Rewrites) -> Iterator[None]:
     """Rewrites held tensors, and puts back what was there."""
     kept = []
-    for name, (at, values) in rewrites.items():
-        flat = bits(tensors[name]).view(-1)
-        kept.append((flat, at, flat[at]))
-        flat[at] = bits(values)
     try:
+        for name, (at, values) in rewrites.items():
+            flat = bits(tensors[name]).view(-1)
+            kept.append((flat, at, flat[at]))
+            flat[at] = bits(values)
         yield
     finally:
         for flat, at, before in kept:

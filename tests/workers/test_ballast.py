@@ -15,6 +15,7 @@ from tests.engine.judging import header
 from workers import vmm, wire
 from workers.host.__main__ import compute
 from workers.judge import ballast as room_of
+from workers.judge import device as judging
 from workers.judge.ballast import (
     BESIDE_BYTES,
     LOOSE_BYTES,
@@ -36,11 +37,13 @@ on_accelerator = pytest.mark.skipif(not torch.cuda.is_available(), reason="takes
 
 
 class Client(DeviceClient):
-    """A client whose host has as much as the test says, one figure after the other, the last one over and over."""
+    """A client whose host has as much as the test says, one figure after the other, the last one over and over; without it there is `others`."""
 
-    def __init__(self, *had: int) -> None:
+    def __init__(self, *had: int, others: int = 0) -> None:
         self.had = list(had)
-        self.process = SimpleNamespace(cpu_seconds=lambda: 0.0, run_delay_seconds=lambda: 0.0)  # type: ignore[assignment]
+        self.process = SimpleNamespace(kill=lambda: setattr(self, "had", [others]))  # type: ignore[assignment]
+        self._tails = {}
+        self._shared = {}
 
     def taken(self) -> int:
         return self.had.pop(0) if len(self.had) > 1 else self.had[0]
@@ -80,8 +83,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (found.free, 24 * GIB))
     monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
     monkeypatch.setattr(room_of, "_taken", taken)
-    monkeypatch.setattr(room_of, "read", lambda process: SimpleNamespace(strangers=found.strangers))
-    found.strangers = 0
+    monkeypatch.setattr(room_of, "_own", lambda: found.judges)
+    found.judges = 0
     return found
 
 
@@ -111,8 +114,15 @@ def test_a_turns_first_call_has_more_than_those_that_count(device: SimpleNamespa
     ballast = Ballast()
     with ballast.around(Client(0), ALLOWED):
         pass
-    ballast.before(Room(2 * GIB, 3 * GIB, ()))
-    assert 5 * GIB + SPARE_BYTES <= device.free < 20 * GIB
+    ballast.before(Room(2 * GIB, 3 * GIB, ()), {"inputs": GIB, "outputs": GIB})
+    assert 7 * GIB + SPARE_BYTES <= device.free < 20 * GIB
+
+
+def test_a_module_that_runs_out_of_memory_in_its_first_call_reads_what_it_had(device: SimpleNamespace) -> None:
+    said = ContributedError("OutOfMemoryError: CUDA out of memory.", "OutOfMemoryError", "")
+    why = "In its first call a module has at least 4,072 MiB"
+    with pytest.raises(ContributedError, match=why), Ballast().first(Client(0), ALLOWED):
+        raise said
 
 
 def test_a_host_that_takes_memory_while_it_is_taken_away_has_it_counted(device: SimpleNamespace) -> None:
@@ -147,6 +157,8 @@ def test_a_host_is_left_what_it_may_take_or_nobody_is_blamed(device: SimpleNames
     device.free, device.cached = 600 * MIB, 300 * MIB
     with Ballast().around(Client(300 * MIB), ALLOWED):
         assert device.free == 700 * MIB
+        # The judge's allocator gave back all, and takes its part again before the host is left what remains.
+        assert device.own == [(12, 600 * MIB), (12, 900 * MIB)]
     device.free, device.cached = 600 * MIB, 0
     why = "a host should have 700 MiB, and 600 MiB are free"
     with pytest.raises(SandboxError, match=why), Ballast().around(Client(300 * MIB), ALLOWED):
@@ -170,9 +182,24 @@ def test_whoever_has_taken_more_already_fails_and_is_told_how_much(device: Simpl
 
 
 def test_what_another_program_takes_is_not_the_modules(device: SimpleNamespace) -> None:
-    device.strangers = 1
-    with pytest.raises(SandboxError, match="Another program"), Ballast().around(Client(1200 * MIB), ALLOWED):
+    """What is still counted when the host is gone never was its own."""
+    why = "Another program"
+    client = Client(1200 * MIB, others=LOOSE_BYTES + 1)
+    with pytest.raises(SandboxError, match=why), Ballast().around(client, ALLOWED):
         raise AssertionError("no call is made")
+    client = Client(0, others=LOOSE_BYTES + 1)
+    with pytest.raises(SandboxError, match=why), Ballast().around(client, ALLOWED):
+        raise ContributedError("OutOfMemoryError: CUDA out of memory.", "OutOfMemoryError", "")
+
+
+def test_what_the_judge_takes_meanwhile_is_not_the_modules(device: SimpleNamespace) -> None:
+    def lacks_what_the_judge_took() -> None:
+        device.judges = LOOSE_BYTES + 1
+        raise ContributedError("OutOfMemoryError: CUDA out of memory.", "OutOfMemoryError", "")
+
+    why = "The judge has taken memory that the host should have had"
+    with pytest.raises(SandboxError, match=why), Ballast().around(Client(0), ALLOWED):
+        lacks_what_the_judge_took()
 
 
 @pytest.mark.parametrize(
@@ -337,6 +364,33 @@ def test_whoever_writes_to_what_is_held_for_another_case_is_found() -> None:
     views["a"]["0/weight"][2] = 7.0
     with pytest.raises(CallFailed, match="wrote to '0/weight', which is held for a"):
         client.check_lent(weights)
+
+
+def test_whoever_writes_beyond_a_calls_part_of_the_standing_buffers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *given, **_: tensor(*given))
+    client = Client(0)
+    buffers = {purpose: torch.zeros(4096, dtype=torch.uint8) for purpose in ("inputs", "outputs")}
+    client._arenas = {purpose: SimpleNamespace(bytes=whole) for purpose, whole in buffers.items()}  # type: ignore[misc]
+    client.mark_tails({"inputs": 4096, "outputs": 512})
+    assert not buffers["inputs"].any()
+    assert not buffers["outputs"][:512].any()
+    buffers["outputs"][:512] = 3
+    client.check_lent({})
+    buffers["outputs"][-1] += 1
+    with pytest.raises(CallFailed, match="memory for outputs beyond what a call has there"):
+        client.check_lent({})
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 1000])
+def test_tensors_are_compared_a_part_at_a_time(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "COMPARED_AT_ONCE", 10)
+    one, other = torch.arange(count), torch.arange(count)
+    assert judging._same(one, other)
+    for at in {0, count // 2, count - 1} - {-1} if count else ():
+        other[at] += 1
+        assert not judging._same(one, other)
+        other[at] -= 1
 
 
 def test_a_standing_buffer_is_as_large_as_it_will_have_to_be() -> None:

@@ -442,6 +442,9 @@ class DevicePlayer(DeviceClient):
     def taken(self) -> int:
         return 0
 
+    def mark_tails(self, used: object) -> None:
+        self.made.append((self.side, f"mark {used}"))
+
     def check_lent(self, originals: object) -> None:
         self.made.append((self.side, "check lent"))
 
@@ -463,8 +466,12 @@ class Weight(Ballast):
         self.made = made
         self.needed = 0
 
-    def before(self, room: Room) -> None:
+    def before(self, room: Room, arenas: object) -> None:
         self.made.append(("judge", "frees"))
+
+    @contextmanager
+    def first(self, client: DeviceClient, room: Room) -> Iterator[None]:
+        yield
 
     @contextmanager
     def around(self, client: DeviceClient, room: Room) -> Iterator[None]:
@@ -515,6 +522,7 @@ def play_on_device(
         rooms={claims: Room(0, 0, ())} if claims else {},
         ballast=Weight(made),
         arenas={},
+        sizes={"b": "b's"},
         refill={"a": 0.0, "b": 0.0},
         beside={"a": 0.0005, "b": 0.0004},
         chosen=lambda name, side, pair: {1, 2 * CALLS},
@@ -523,7 +531,7 @@ def play_on_device(
         first_side=lambda number: "base",
         check_floor=lambda *_: None,
         compare_kept=compare_kept,
-        source=SimpleNamespace(child=lambda *labels: None),
+        source=Source(b"calls"),
         trial=SimpleNamespace(
             remaining=lambda: 30.0,
             source=Source(b"turns"),
@@ -587,30 +595,30 @@ def test_memory_is_taken_away_from_after_a_turns_first_call_until_what_was_lent_
     made = play_on_device({}, claims="b")[1]
     whole = [what for _, what in made]
     first, last = whole.index("frees"), whole.index("compare b")
-    turn = [what if isinstance(what, str) else what[:2] for what in whole[first : last + 1]]
-    warm, timed = ("b", "warm"), [what for what in turn if what not in TURN and what != ("b", "warm")]
+    turn = ["warm" if what[:2] == ("b", "warm") else what for what in whole[first : last + 1]]
+    calls = [("b", number) for number in range(CALLS)]
+    looks = turn.index("check lent")
+    # After a call that the seed chooses, the same for both sides.
+    assert turn[looks - 1] in calls
+    before = ["frees", "hold b", "placed", "warm", "tidy", "mark b's", "takes", "warm", "warm", "warm"]
     assert turn == [
-        "frees",
-        "hold b",
-        "placed",
-        warm,
-        "tidy",
-        "takes",
-        warm,
-        warm,
-        warm,
-        *timed,
+        *before,
+        *calls[: looks - len(before)],
+        "check lent",
+        *calls[looks - len(before) :],
         "check lent",
         "gives back",
         "compare b",
     ]
-    assert len(timed) == CALLS
     # Where nothing is claimed nothing is taken.
     assert whole.count("takes") == whole.count("frees") == whole.count("compare b") == 2 * PASSES
     assert whole.count("compare a") == 2 * PASSES
-
-
-TURN = ("frees", "hold b", "placed", "tidy", "takes", "check lent", "gives back", "compare b")
+    looked = {
+        side: [made[at - 1][1] for at, what in enumerate(made) if what == (side, "check lent")]
+        for side in ("base", "head")
+    }
+    assert looked["base"] == looked["head"]
+    assert len(looked["base"]) == 2 * PASSES
 
 
 def test_a_comparison_that_lacks_memory_is_made_again_without_ballast() -> None:
@@ -647,6 +655,7 @@ def test_what_a_host_may_take_is_what_bases_took_once_everything_had_run() -> No
         held={"base": {"a": {}, "b": {}}, "head": {"a": {}, "b": {}}},
         kind=SimpleNamespace(beside_stored=lambda case: {"a": 1000, "b": None}[case]),
         arenas={},
+        sizes={},
         source=SimpleNamespace(child=lambda *labels: None),
         rooms={},
         compare_kept=lambda name, side, client, kept, source: compared.append((name, len(kept))),

@@ -5,7 +5,7 @@ allocator of its own counts as well. What is free beyond its allowance is held b
 had more.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,6 @@ from engine.slots.kind import Call, CallFailed, HeldSet
 from workers import vmm
 from workers.judge.client import ContributedError
 from workers.judge.device import DeviceClient
-from workers.judge.readings import read
 from workers.sandbox import SandboxError
 
 MIB = 1 << 20
@@ -64,10 +63,19 @@ class Ballast:
 
     def __init__(self) -> None:
         self._pieces: list[vmm.Reservation] = []
+        self._own = 0
+        """What the judge had itself when a host's memory was last bounded."""
 
-    def before(self, room: Room) -> None:
-        """Before a turn's first call, which compiles and may try what is fastest, and before what it needs is lent: frees three GiB more than later ones have."""
-        self.ease(room.allowed + room.lent + SPARE_BYTES)
+    def before(self, room: Room, arenas: Mapping[str, int]) -> None:
+        """Frees what a turn's first call may take, and what is lent for it. arenas: the bytes of the standing buffers."""
+        self.ease(room.allowed + room.lent + sum(arenas.values()) + SPARE_BYTES)
+
+    @contextmanager
+    def first(self, client: DeviceClient, room: Room) -> Iterator[None]:
+        """Around a turn's first call, which compiles and may try what is fastest: it has 3 GiB more than those that count. Raises as `around`."""
+        self._own = _own()
+        with self._explained(client, f"In its first call a module has at least {_mib(room.allowed + SPARE_BYTES)}"):
+            yield
 
     @contextmanager
     def around(self, client: DeviceClient, room: Room) -> Iterator[None]:
@@ -76,43 +84,59 @@ class Ballast:
         Raises CallFailed where the host has more, before or afterwards, ContributedError where it asks for more meanwhile, SandboxError where the judge
         itself has too little.
         """
+        with self._explained(client, f"In these calls a module has {_mib(room.allowed)}"):
+            try:
+                self._check(client, room, 0)
+                self._make_room(room.own)
+                # Until nothing is left to be taken: a host that takes memory at the same time has had it counted then.
+                while self._leave(self._check(client, room, 0), room):
+                    pass
+                self._own = _own()
+                yield
+                self._check(client, room, LOOSE_BYTES)
+            finally:
+                self.ease(SPARE_BYTES)
+
+    @contextmanager
+    def _explained(self, client: DeviceClient, has: str) -> Iterator[None]:
         try:
-            self._check(client, room, 0)
-            self._make_room(room.own)
-            # Until nothing is left to be taken: a host that takes memory at the same time has had it counted then.
-            while self._leave(self._check(client, room, 0)):
-                pass
             yield
-            self._check(client, room, LOOSE_BYTES)
         except ContributedError as error:
             if not any(sign in f"{error.error} {error}".lower() for sign in WITHOUT_MEMORY):
                 raise
+            if _own() > self._own + LOOSE_BYTES:
+                raise SandboxError(f"The judge has taken memory that the host should have had: {error}") from None
+            self._check_nobody_else(client)
             raise ContributedError(
-                f"{error} In these calls a module has {_mib(room.allowed)} of the accelerator's memory, its context among it, beside what is lent to it: "
-                "what base has, and room for unpacking a weight. The rest is taken away, so that nothing can be kept that no claim counts.",
+                f"{error} {has} of the accelerator's memory, its context among it, beside what is lent to it: what base has, and room for unpacking a "
+                "weight. The rest is taken away, so that nothing can be kept that no claim counts.",
                 error.error,
                 error.traceback,
             ) from None
         except (torch.OutOfMemoryError, vmm.DeviceMemoryError) as error:
             raise SandboxError(f"The accelerator has too little memory left for the judge: {error}") from None
-        finally:
-            self.ease(SPARE_BYTES)
 
-    @staticmethod
-    def _check(client: DeviceClient, room: Room, loose: int) -> int:
+    def _check(self, client: DeviceClient, room: Room, loose: int) -> int:
         """The bytes that the host may still take. Raises CallFailed where it has more than it may."""
-        left = room.allowed + loose - client.taken()
+        had = client.taken()
+        left = room.allowed + loose - had
         if left >= 0:
             return left
-        if read(client.process).strangers:
+        self._check_nobody_else(client)
+        raise CallFailed(
+            f"The module keeps {_mib(had)} of the accelerator's memory, its context among it, beside what is lent to it; in these calls it may have "
+            f"{_mib(room.allowed)}: what base has, and room for unpacking a weight. What is kept between calls has to be part of what `pack` returns, "
+            "whose bytes count."
+        )
+
+    @staticmethod
+    def _check_nobody_else(client: DeviceClient) -> None:
+        """Ends the host, which has failed in any case: what is still counted then was never its own. Raises SandboxError where that is much."""
+        client.process.kill()
+        if client.taken() > LOOSE_BYTES:
             raise SandboxError(
                 "Another program has taken memory of the accelerator, which cannot be told from the module's."
             )
-        raise CallFailed(
-            f"The module keeps {_mib(room.allowed + loose - left)} of the accelerator's memory, its context among it, beside what is lent to it; in these "
-            f"calls it may have {_mib(room.allowed)}: what base has, and room for unpacking a weight. What is kept between calls has to be part of what "
-            "`pack` returns, whose bytes count."
-        )
 
     def _make_room(self, pieces: Sequence[int]) -> None:
         """Has the judge's own allocator take so much: of what is freed it keeps all. Raises OutOfMemoryError."""
@@ -123,7 +147,7 @@ class Ballast:
             taken = _taken(pieces)
         del taken
 
-    def _leave(self, nbytes: int) -> int:
+    def _leave(self, nbytes: int, room: Room) -> int:
         """Leaves so many bytes free: gives back where they are fewer, and takes what is more. Returns how many it took.
 
         Raises SandboxError where they are fewer still, or the driver does not give what it says is free.
@@ -131,6 +155,7 @@ class Ballast:
         self.ease(nbytes)
         if _free() < nbytes:
             torch.cuda.empty_cache()
+            self._make_room(room.own)
         if (free := _free()) < nbytes:
             raise SandboxError(
                 f"The accelerator has too little memory: a host should have {_mib(nbytes)}, and {_mib(free)} are free."
@@ -164,6 +189,11 @@ class Ballast:
 
 def _free() -> int:
     return int(torch.cuda.mem_get_info()[0])
+
+
+def _own() -> int:
+    """Bytes of the accelerator's memory that this process has, ballast and what is lent among it."""
+    return int(torch.cuda.memory_reserved()) + vmm.held_bytes()
 
 
 def _taken(pieces: Sequence[int]) -> list[torch.Tensor]:

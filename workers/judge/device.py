@@ -40,6 +40,7 @@ EMPTY_CALLS = 40
 LONGEST_BESIDE_SECONDS = 0.0009
 BESIDE_SHARE = 1 / 8
 LEAST_LEFT = 1 / 4
+COMPARED_AT_ONCE = 1 << 24
 
 
 class DeviceBuffer:
@@ -173,6 +174,7 @@ class DeviceClient(HostClient):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._arenas: dict[str, DeviceBuffer] = {}
+        self._tails: dict[str, tuple[Tensor, Tensor]] = {}
         self._originals: dict[str, Tensor] = {}
         self._looks = LOOKS_AT_HELD
         self._had = 0
@@ -184,6 +186,7 @@ class DeviceClient(HostClient):
     def close(self) -> None:
         super().close()
         self._arenas.clear()
+        self._tails.clear()
         self._originals.clear()
 
     def load(self, path: str, threads: int, timeout: float) -> None:
@@ -200,7 +203,7 @@ class DeviceClient(HostClient):
         return _bytes_of_others() - self._had
 
     def check_lent(self, originals: Mapping[str, HeldSet]) -> None:
-        """Whether all that was lent by name is still what it was, whose ever turn it is. Raises CallFailed.
+        """Whether all that was lent by name, and what was marked, is still what it was. Raises CallFailed.
 
         A host can write to it: what lies there for other cases is memory that nobody else counts.
         """
@@ -208,10 +211,21 @@ class DeviceClient(HostClient):
             for pack in packs:
                 for name, view in pack.views.items():
                     held = originals[key][name]
-                    if held.access == "read" and not torch.equal(bits(view), bits(held.tensor).to(view.device)):
+                    if held.access == "read" and not _same(bits(view), bits(held.tensor)):
                         raise CallFailed(
                             f"The module wrote to {name!r}, which is held for {key}; inputs are read-only."
                         )
+        for purpose, (tail, mark) in self._tails.items():
+            if not _same(tail, mark):
+                raise CallFailed(f"The module wrote to the memory for {purpose} beyond what a call has there.")
+
+    def mark_tails(self, used: Mapping[str, int]) -> None:
+        """Fills what lies in the standing buffers beyond a case's calls, which need `used` bytes of them, with a secret: it is lent, too."""
+        for purpose, arena in self._arenas.items():
+            mark = torch.tensor(secrets.randbits(63), device="cuda")
+            tail = arena.bytes[used[purpose] :].view(torch.int64)
+            tail.fill_(mark)
+            self._tails[purpose] = tail, mark
 
     def tidy(self) -> None:
         """Has the host give back what it only keeps for later; what it does not is seen as grown."""
@@ -402,6 +416,16 @@ def _bytes_of_others() -> int:
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_reserved() - vmm.held_bytes()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether they are equal, a part at a time: there may be little memory left. `other` may be a single value."""
+    flat, others = one.reshape(-1), other.to(one.device).reshape(-1)
+    found = torch.ones((), dtype=torch.bool, device=one.device)
+    for start in range(0, flat.numel(), COMPARED_AT_ONCE):
+        part = slice(start, start + COMPARED_AT_ONCE)
+        found &= (flat[part] == (others if others.numel() == 1 else others[part])).all()
+    return bool(found)
 
 
 def arenas_of(call: Call) -> dict[str, int]:

@@ -139,6 +139,8 @@ class Course:
         self.rooms: dict[str, Room] = {}
         """What calls have of the accelerator's memory, by case, where memory is claimed."""
         self.ballast = Ballast()
+        self.sizes: dict[str, dict[str, int]] = {}
+        """Bytes that a call's inputs and outputs need, by case, where memory is claimed."""
         self.arenas: dict[str, int] = {}
         """Bytes that the largest call's inputs and outputs need, where memory is claimed."""
         self.furnace = Furnace() if self.on_device else None
@@ -238,8 +240,9 @@ class Course:
                     call = self._draw(name, held, "weigh", number)
                     answer = client.timed(client.ready(call), True)
                 taken = client.taken()
+                self.sizes[name] = arenas_of(call)
                 self.arenas = {
-                    purpose: max(nbytes, self.arenas.get(purpose, 0)) for purpose, nbytes in arenas_of(call).items()
+                    purpose: max(sizes[purpose] for sizes in self.sizes.values()) for purpose in self.sizes[name]
                 }
                 self.compare_kept(
                     name, "base", client, [(call, answer)], self.source.child(name, "weigh", number, "excerpt")
@@ -582,7 +585,7 @@ class PairBench:
         self._at = side
         room = course.rooms.get(name)
         if room is not None:
-            course.ballast.before(room)
+            course.ballast.before(room, course.arenas)
         hosts, client = course.trial.hosts, self._device_client(turn)
         client.hold(course.held[side][name], name)
         client.beside_seconds = course.beside[name]
@@ -599,21 +602,31 @@ class PairBench:
                 kept.append((call, answer))
             return answer.seconds
 
+        # After which call it is looked whether what is lent was written to: whoever knew could have put it back.
+        first = turn.number * course.calls[name]
+        looked = course.source.child(name, "lent", self.pair, turn.number).integer(
+            first, first + course.calls[name] - 1
+        )
+
         def timed(number: int) -> None:
             samples.append(once(number, keep=number in chosen))
             refills.append(client.last_refill_seconds)
+            if room is not None and number == looked:
+                client.check_lent(course.held[side])
 
         hosts.onto_free_cores(client)
         course.furnace.heat(HEAT_AGAIN_SECONDS)
         warm_up = WARM_UP_AGAIN_CALLS if turn.number else course.warm_up_calls
-        # The first call has all memory: a module compiles then, and may try what is fastest. What it keeps of it is counted.
-        warm = [once("warm", turn.number, 0)]
+        # A module compiles in the first call, and may try what is fastest. What it keeps of the memory that it has for that is counted.
+        with course.ballast.first(client, room) if room is not None else nullcontext():
+            warm = [once("warm", turn.number, 0)]
         if room is not None:
             client.tidy()
+            client.mark_tails(course.sizes[name])
             benchmark.extra_info["bytes beside what is lent, kept and allowed"] = [client.taken(), room.allowed]
         with course.ballast.around(client, room) if room is not None else nullcontext():
             warm += [once("warm", turn.number, number) for number in range(1, warm_up)]
-            numbers = iter(range(turn.number * course.calls[name], (turn.number + 1) * course.calls[name]))
+            numbers = iter(range(first, first + course.calls[name]))
             start, ahead = read(client.process, cpus=hosts.processors), hosts.ahead_seconds()
             pending = client.calls_seconds
             benchmark.pedantic(lambda: timed(next(numbers)), rounds=course.calls[name], iterations=1, warmup_rounds=0)
@@ -630,12 +643,15 @@ class PairBench:
             sight = end.sight
             benchmark.extra_info["accelerator"] = {"MHz": sight.sm_mhz, "°C": sight.celsius, "W": sight.watts}
         source = course.source.child(name, "excerpt", self.pair, side, turn.number)
+        lacked = False
         try:
             course.compare_kept(name, side, client, kept, source)
         except torch.OutOfMemoryError:
-            # Comparing may need more in one draw than in another.
+            # Not here: what the failed comparison had is freed with its frames.
+            lacked = True
+        if lacked:
             if not course.ballast.close():
-                raise
+                raise SandboxError("The accelerator has too little memory for comparing what a module gave.")
             course.compare_kept(name, side, client, kept, source)
         self.timings[side].setdefault(name, Timing()).samples.extend(samples)
         if turn.number == 0:
