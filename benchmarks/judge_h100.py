@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -484,6 +485,53 @@ def against_itself(out: Path, name: str, path: str, pairs: int) -> None:
     )
 
 
+def ballast(out: Path) -> None:
+    """What it takes to take the accelerator's memory away, and what the engine's own quantizations need within it, judged under other names."""
+    import torch
+
+    from workers import vmm
+    from workers.judge import machine
+    from workers.protocol import Policy
+
+    torch.zeros(1, device="cuda")
+    found: dict[str, Any] = {"taken": []}
+    for _ in range(4):
+        free, _ = torch.cuda.mem_get_info()
+        piece, began = vmm.Reservation(), time.perf_counter()
+        nbytes = piece.take(free - (1 << 30))
+        took = time.perf_counter()
+        piece.close()
+        found["taken"].append({"bytes": nbytes, "s": took - began, "given back, s": time.perf_counter() - took})
+    for name in ("int8wo", "fp8wo", "int4wo"):
+        source = (ROOT / f"engine/quantization/{name}.py").read_text().replace(f'"{name}"', f'"{name}-renamed"')
+        outcome = attempt(
+            out,
+            f"ballast-{name}",
+            f"engine/quantization/{name}_renamed.py",
+            lambda _, source=source: source,  # type: ignore[misc]
+            suites=("performance",),
+            policy=Policy(max_pairs=8),
+            stage_seconds={"performance": float(os.environ.get("JUDGE_H100_SECONDS", "80"))},
+        )
+        found[name] = kept_and_allowed(outcome)
+        print(name, found[name], flush=True)
+    found["machine"] = machine.facts() | {"commit": commit()}
+    (out / "ballast.json").write_text(json.dumps(found, indent=1))
+
+
+def kept_and_allowed(outcome: Any) -> dict[str, dict[str, list[int]]]:
+    """By side and case, the most bytes that a host had between its calls, and those that it may have."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for text in (text for name, text in outcome.artifacts.items() if name.endswith("benchmark.json")):
+        for item in json.loads(text)["benchmarks"]:
+            turn = re.fullmatch(r"pair\d+-(base|head)(?:-\d+)?-(.+)", item["param"])
+            figures = item["extra_info"].get("bytes beside what is lent, kept and allowed")
+            if figures is not None and turn is not None:
+                cases = found.setdefault(turn[1], {})
+                cases[turn[2]] = max(cases.get(turn[2], figures), figures)
+    return found
+
+
 def faster(out: Path) -> None:
     """A change that is faster: one kernel in place of the formula."""
     from workers.protocol import Policy
@@ -515,7 +563,21 @@ def samples() -> dict[str, Callable[[Path], None]]:
 
 STEPS: dict[str, Callable[[Path], None]] = {
     step.__name__: step
-    for step in (unit, bad, triton, compiled, overhead, lengths, aa_norm, aa, aa_all, aa_int8, faster, integration)
+    for step in (
+        unit,
+        bad,
+        triton,
+        compiled,
+        overhead,
+        lengths,
+        aa_norm,
+        aa,
+        aa_all,
+        aa_int8,
+        ballast,
+        faster,
+        integration,
+    )
 } | samples()
 
 

@@ -118,9 +118,10 @@ class Bank:
             return [entry for entry in found if entry.workload == workload]
         return [entry for entry in found if cases(entry) == cases(found[-1])]
 
-    def attempts(self, machine_class: str, make: str, slot: str) -> list[BankedAttempt]:
-        """The whole attempts of one slot."""
-        return [entry for entry in self._of(machine_class, make, slot) if isinstance(entry, BankedAttempt)]
+    def attempts(self, machine_class: str, make: str, slot: str, workload: str) -> list[BankedAttempt]:
+        """The whole attempts of one slot over these cases, or over some that were not written down."""
+        mine = self._of(machine_class, make, slot)
+        return [entry for entry in mine if isinstance(entry, BankedAttempt) and entry.workload in ("", workload)]
 
     def _of(self, *key: str) -> Iterator[Banked]:
         return (entry for entry in self if (entry.machine_class, entry.make, entry.slot) == key)
@@ -327,8 +328,10 @@ def bank_attempts(
     path = made.default(slot)
     file = made.repository / path
     source = file.read_text()
+    trees = Trees(made.repository, made.repository)
+    workload = published(subject(SlotFile(path, slot, "modified"), trees), where)  # type: ignore[arg-type]
     tell.total(wanted)
-    have = len(bank.attempts(where.machine_class, make, slot))
+    have = len(bank.attempts(where.machine_class, make, slot, workload))
     tell.done(have)
     while have < wanted:
         base = made.commit("Base")
@@ -352,7 +355,16 @@ def bank_attempts(
         name = outcome.implementations[0].name if outcome.implementations else ""
         bank.add(
             BankedAttempt(
-                slot, name, outcome.status, decision, seconds, where.machine_class, suite_version(), time.time(), make
+                slot=slot,
+                implementation=name,
+                status=outcome.status,
+                decision=decision,
+                seconds=seconds,
+                machine_class=where.machine_class,
+                suite_version=suite_version(),
+                at=time.time(),
+                make=make,
+                workload=workload,
             )
         )
         if outcomes is not None:
@@ -399,7 +411,7 @@ def learn(
         seconds_per_pair=statistics.median([entry.seconds for entry in entries if entry.seconds] or [0.0]),
         suite_versions=len({entry.suite_version for entry in entries}),
         workload=entries[-1].workload,
-        attempts=_summary(bank.attempts(machine_class, make, slot)),
+        attempts=_summary(bank.attempts(machine_class, make, slot, entries[-1].workload)),
     )
     rule = rule_for(Policy(), device, found)
     resolved = resolvable_difference(rule, logs, attempts=max(50, resamples // 4))

@@ -114,6 +114,8 @@ class BankedAttempt(msgspec.Struct, frozen=True, tag="attempt", omit_defaults=Tr
     suite_version: str
     at: float
     make: str = ""
+    workload: str = ""
+    """The digest of the cases; of an attempt that was banked before it was written down, empty."""
 
 
 Banked = BankedPair | BankedAttempt

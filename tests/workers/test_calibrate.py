@@ -121,6 +121,19 @@ def test_what_is_written_is_what_the_rule_reads(bank: Bank, tmp_path: Path, monk
     assert "| case-1 |" in text
 
 
+def test_whole_attempts_over_other_cases_are_left_out(bank: Bank) -> None:
+    banked(bank, ACCELERATOR, 40)
+    for workload, count in (("cases", 2), ("others", 3), ("", 1)):
+        for _ in range(count):
+            bank.add(
+                BankedAttempt("normalization", "plain", "passed", "faster", 9.0, "cpu-test", "v", 0.0, "This", workload)
+            )
+    found = learn(bank, "cpu-test", "This", "normalization", (), "cpu", 50).attempts
+    assert found is not None
+    # Of those that do not say what they were over nothing can be told.
+    assert (found.total, found.gated) == (3, 3)
+
+
 def test_what_is_shipped_was_measured_on_the_cases_that_are_published() -> None:
     """What was not would never be used, and nobody would notice."""
     names = calibrations.names()
