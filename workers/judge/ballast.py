@@ -40,6 +40,7 @@ class Room:
     allowed: int
     """A host may have so much, beside what is lent to it."""
     lent: int
+    """And this is what is lent to it for such a call."""
     own: tuple[int, ...]
     """The judge needs such pieces."""
 

@@ -228,7 +228,7 @@ class DeviceClient(HostClient):
             self._tails[purpose] = tail, mark
 
     def tidy(self) -> None:
-        """Has the host give back what it only keeps for later; what it does not is seen as grown."""
+        """Has the host give back what it only keeps for later; what it does not counts as taken."""
         hold = wire.Hold([], [], give_back=True)
         self._ask_to_hold(hold, [], time.monotonic() + self.call_timeout)
 
