@@ -14,6 +14,7 @@ from engine.workloads.linear import CUDA
 from tests.engine.judging import header
 from workers import vmm, wire
 from workers.host.__main__ import compute
+from workers.host.profiled import WatchedDriver
 from workers.judge import ballast as room_of
 from workers.judge import device as judging
 from workers.judge.ballast import (
@@ -432,6 +433,13 @@ def test_a_host_tells_a_driver_where_outputs_on_an_accelerator_go(on_device: boo
     _, results = compute(driver, request, {}, mappings)  # type: ignore[arg-type, misc]
     assert mappings.tensors["y"].tolist() == [1.0, 1.0, 1.0]
     assert (results["y"].data_ptr() == mappings.tensors["y"].data_ptr()) is on_device
+
+
+def test_a_driver_that_is_looked_into_passes_on_where_outputs_go() -> None:
+    inner = Driving()
+    assert not hasattr(WatchedDriver(object()), "into")  # type: ignore[arg-type]
+    WatchedDriver(inner).into = {"y": torch.zeros(1)}
+    assert list(inner.into) == ["y"]
 
 
 ASKS = """

@@ -521,8 +521,7 @@ def play_on_device(
         sides={"base": "base", "head": "head"},
         rooms={claims: Room(0, 0, ())} if claims else {},
         ballast=Weight(made),
-        arenas={},
-        sizes={"b": "b's"},
+        sizes={"b": {"inputs": 7}},
         refill={"a": 0.0, "b": 0.0},
         beside={"a": 0.0005, "b": 0.0004},
         chosen=lambda name, side, pair: {1, 2 * CALLS},
@@ -600,7 +599,7 @@ def test_memory_is_taken_away_from_after_a_turns_first_call_until_what_was_lent_
     looks = turn.index("check lent")
     # After a call that the seed chooses, the same for both sides.
     assert turn[looks - 1] in calls
-    before = ["frees", "hold b", "placed", "warm", "tidy", "mark b's", "takes", "warm", "warm", "warm"]
+    before = ["frees", "hold b", "placed", "warm", "tidy", "mark {'inputs': 7}", "takes", "warm", "warm", "warm"]
     assert turn == [
         *before,
         *calls[: looks - len(before)],
@@ -654,7 +653,6 @@ def test_what_a_host_may_take_is_what_bases_took_once_everything_had_run() -> No
         cases={"a": "a", "b": "b"},
         held={"base": {"a": {}, "b": {}}, "head": {"a": {}, "b": {}}},
         kind=SimpleNamespace(beside_stored=lambda case: {"a": 1000, "b": None}[case]),
-        arenas={},
         sizes={},
         source=SimpleNamespace(child=lambda *labels: None),
         rooms={},

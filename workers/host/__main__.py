@@ -97,10 +97,8 @@ def compute(driver: Driver, message: Run, held: dict[str, torch.Tensor], mapping
     if message.operation == NOTHING:
         results: Mapping[str, torch.Tensor] = {message.outputs[0].name: next(iter(inputs.values()))}
     else:
-        # One that is looked into for its author has another around it.
-        inner = getattr(driver, "driver", driver)
-        if hasattr(inner, "into"):
-            inner.into = {region.name: mappings.tensor(region) for region in message.outputs if mappings.lends(region)}
+        if hasattr(driver, "into"):
+            driver.into = {region.name: mappings.tensor(region) for region in message.outputs if mappings.lends(region)}
         results = driver.run(message.operation, message.params, inputs, held)
     copy_out(results, message.outputs, mappings)
     return inputs, results

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, profiler
@@ -32,6 +33,15 @@ class WatchedDriver:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self.warm_up = WARM_UP_CALLS
+
+    @property
+    def into(self) -> Any:
+        """Where outputs are wanted, of a driver that asks. Raises AttributeError for any other."""
+        return self.driver.into  # type: ignore[attr-defined]
+
+    @into.setter
+    def into(self, wanted: Any) -> None:
+        self.driver.into = wanted  # type: ignore[attr-defined]
 
     def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.driver.prepare(operation, params, inputs)

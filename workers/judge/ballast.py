@@ -5,6 +5,7 @@ allocator of its own counts as well. What is free beyond its allowance is held b
 had more.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,9 +183,7 @@ class Ballast:
     def close(self) -> bool:
         """Gives back all. Returns whether there was anything."""
         had = bool(self._pieces)
-        while self._pieces:
-            self._pieces[-1].close()
-            self._pieces.pop()
+        self.ease(sys.maxsize)
         return had
 
 

@@ -141,8 +141,6 @@ class Course:
         self.ballast = Ballast()
         self.sizes: dict[str, dict[str, int]] = {}
         """Bytes that a call's inputs and outputs need, by case, where memory is claimed."""
-        self.arenas: dict[str, int] = {}
-        """Bytes that the largest call's inputs and outputs need, where memory is claimed."""
         self.furnace = Furnace() if self.on_device else None
         self._drawing: dict[tuple[int, SideName], Future[dict[str, list[Drawn]]]] = {}
         self._drawn_enough = Event()
@@ -231,7 +229,7 @@ class Course:
         for number in range(WEIGHED):
             client = host.client()
             assert isinstance(client, DeviceClient)
-            client.least = self.arenas
+            client.least = largest(self.sizes.values())
             for name, case in self.cases.items():
                 held = self.held["base"][name]
                 client.hold(held, name)
@@ -241,9 +239,6 @@ class Course:
                     answer = client.timed(client.ready(call), True)
                 taken = client.taken()
                 self.sizes[name] = arenas_of(call)
-                self.arenas = {
-                    purpose: max(sizes[purpose] for sizes in self.sizes.values()) for purpose in self.sizes[name]
-                }
                 self.compare_kept(
                     name, "base", client, [(call, answer)], self.source.child(name, "weigh", number, "excerpt")
                 )
@@ -585,7 +580,7 @@ class PairBench:
         self._at = side
         room = course.rooms.get(name)
         if room is not None:
-            course.ballast.before(room, course.arenas)
+            course.ballast.before(room, largest(course.sizes.values()))
         hosts, client = course.trial.hosts, self._device_client(turn)
         client.hold(course.held[side][name], name)
         client.beside_seconds = course.beside[name]
@@ -642,20 +637,22 @@ class PairBench:
         if end.sight is not None:
             sight = end.sight
             benchmark.extra_info["accelerator"] = {"MHz": sight.sm_mhz, "°C": sight.celsius, "W": sight.watts}
-        source = course.source.child(name, "excerpt", self.pair, side, turn.number)
-        lacked = False
-        try:
-            course.compare_kept(name, side, client, kept, source)
-        except torch.OutOfMemoryError:
-            # Not here: what the failed comparison had is freed with its frames.
-            lacked = True
-        if lacked:
-            if not course.ballast.close():
-                raise SandboxError("The accelerator has too little memory for comparing what a module gave.")
-            course.compare_kept(name, side, client, kept, source)
+        self._compare(turn, name, client, kept)
         self.timings[side].setdefault(name, Timing()).samples.extend(samples)
         if turn.number == 0:
             self.compiling[side] += max(0.0, warm[0] - statistics.median(samples))
+
+    def _compare(self, turn: Turn, name: str, client: DeviceClient, kept: list[tuple[Call, Answer]]) -> None:
+        """Compares what a turn kept; once more without ballast where there is too little memory. Raises Wrong, Impossible, SandboxError."""
+        course = self.course
+        source = course.source.child(name, "excerpt", self.pair, turn.side, turn.number)
+        with suppress(torch.OutOfMemoryError):
+            course.compare_kept(name, turn.side, client, kept, source)
+            return
+        # What the failed comparison had is freed with its frames.
+        if not course.ballast.close():
+            raise SandboxError("The accelerator has too little memory for comparing what a module gave.")
+        course.compare_kept(name, turn.side, client, kept, source)
 
     def _device_client(self, turn: Turn) -> DeviceClient:
         course, hosts = self.course, self.course.trial.hosts
@@ -671,7 +668,7 @@ class PairBench:
                 hosts.start_ahead(course.sides[other if first else course.first_side(self.pair + 1)])
         client = self._clients[turn.side]
         assert isinstance(client, DeviceClient)
-        client.least = course.arenas
+        client.least = largest(course.sizes.values())
         client.call_timeout = min(30.0, course.trial.remaining())
         return client
 
@@ -708,6 +705,11 @@ class PairBench:
     def close(self) -> None:
         """Ends the hosts."""
         self.course.trial.hosts.end()
+
+
+def largest(sizes: Collection[Mapping[str, int]]) -> dict[str, int]:
+    """The largest of each purpose."""
+    return {purpose: max(each[purpose] for each in sizes) for each in sizes for purpose in each}
 
 
 def _nothing(call: Call) -> dict[str, Tensor]:
