@@ -75,8 +75,8 @@ def compare_output(
     if not math.isfinite(total):
         return not_finite(name, values, expected, row)
     norm = float(torch.linalg.vector_norm(expected))
-    low, high = expected.aminmax(dim=-1, keepdim=True)
-    magnitude = torch.maximum(high, -low)
+    # Ten times as fast on a CPU as `aminmax` along a dimension.
+    magnitude = torch.maximum(expected.amax(-1, keepdim=True), -expected.amin(-1, keepdim=True))
     # Rows that cancel to nearly nothing have errors of their terms' size. The median is deaf to a few loud rows.
     typical = 0.25 * float(magnitude.median())
     if plain is None:
@@ -269,6 +269,8 @@ def unravel(flat: int, shape: torch.Size) -> tuple[int, ...]:
 
 def same_bits(name: str, got: Tensor, expected: Tensor, sentence: str) -> Finding | None:
     """None where both hold the same values, NaN in `expected` standing for anything; else `sentence` and the place."""
+    if torch.equal(got, expected):
+        return None
     differs = (got != expected).logical_and_(expected == expected)  # NaN is the one value that differs from itself
     if not bool(differs.any()):
         return None

@@ -232,7 +232,7 @@ class SlotKind(ABC):
     title: ClassVar[str]
     default: ClassVar[str]
     """Name of the implementation that the engine uses, against which a new file is measured."""
-    halves: ClassVar[int] = 1
+    parts_of_a_pair: ClassVar[int] = 1
     """Of how many times two fresh processes a pair is made on a CPU: more where processes differ by more than calls do, and are soon timed."""
 
     # -- the judge's side -------------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ def play(
         held={"base": {"a": {}}, "head": {"a": {}}},
         sides={"base": "base", "head": "head"},
         begin_pair=lambda pair, first: None,
-        halves=1,
+        parts=1,
         first_side=lambda number: "base",
         start_behind=lambda pair: table.started.append(pair),
         calls_of=lambda pair, first: {side: {"a": list(drawn)} for side in players},
@@ -295,16 +295,14 @@ class Measured:
     check_compiling = PairBench.check_compiling
 
 
-def pairs_of(
-    worked: list[str], busy: list[float], monkeypatch: pytest.MonkeyPatch, halves: int = 1
-) -> list[PairRecord]:
+def pairs_of(worked: list[str], busy: list[float], monkeypatch: pytest.MonkeyPatch, parts: int = 1) -> list[PairRecord]:
     """What a stage makes of its pairs, until all that the test says of them has been used; `worked`: the sides seen at work in each."""
     Measured.worked_in, Measured.busy = worked, busy
     monkeypatch.setattr(speed, "PairBench", Measured)
     monkeypatch.setattr(speed._Stage, "_run", lambda *_: None)
     trial = SimpleNamespace(remaining=lambda: 100.0, say=lambda *_: None, source=Source(b"turns"))
     course = SimpleNamespace(
-        on_device=False, refused=[], halves=halves, order_of=lambda number: "BA" if number % 2 else "AB"
+        on_device=False, refused=[], parts=parts, order_of=lambda number: "BA" if number % 2 else "AB"
     )
     stage = speed._Stage(trial, course, Policy())  # type: ignore[arg-type]
     while worked:
@@ -323,8 +321,8 @@ def test_who_was_seen_at_work_between_calls_is_measured_again_once_before_it_is_
             pairs_of(worked, [0.0] * 5, monkeypatch)
 
 
-def test_a_pair_of_two_halves_is_their_geometric_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = pairs_of(["", "", "", "head", "", ""], [9.0, *[0.0] * 5], monkeypatch, halves=2)
+def test_a_pair_of_two_parts_is_their_geometric_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = pairs_of(["", "", "", "head", "", ""], [9.0, *[0.0] * 5], monkeypatch, parts=2)
     assert [record.index for record in (first, second)] == [0, 1]
     assert first.order == second.order == "AB"
     assert first.base == first.head == {"a": pytest.approx(0.002)}
@@ -332,15 +330,16 @@ def test_a_pair_of_two_halves_is_their_geometric_mean(monkeypatch: pytest.Monkey
     assert len(first.repeated) == len(second.repeated) == 1
 
 
-def test_the_halves_of_a_pair_begin_with_different_sides() -> None:
-    trial = SimpleNamespace(source=Source(b"halves"))
-    for halves in (1, 2):
-        course: Any = SimpleNamespace(trial=trial, halves=halves)
-        orders = [Course.order_of(course, number) for number in range(40)]
-        assert orders[::halves] == [order_of(trial, pair) for pair in range(40 // halves)]  # type: ignore[arg-type]
-        assert set(orders[::halves]) == {"AB", "BA"}
-        if halves == 2:
-            assert all({one, other} == {"AB", "BA"} for one, other in zip(orders[::2], orders[1::2], strict=True))
+def test_the_parts_of_a_pair_begin_with_different_sides() -> None:
+    trial = SimpleNamespace(source=Source(b"parts"))
+    for parts in (1, 2, 3):
+        course: Any = SimpleNamespace(trial=trial, parts=parts)
+        orders = [Course.order_of(course, number) for number in range(60)]
+        assert orders[::parts] == [order_of(trial, pair) for pair in range(60 // parts)]  # type: ignore[arg-type]
+        assert set(orders[::parts]) == {"AB", "BA"}
+        for part in range(1, parts):
+            before = orders[part - 1 :: parts]
+            assert all({one, other} == {"AB", "BA"} for one, other in zip(before, orders[part::parts], strict=True))
 
 
 def test_what_one_side_did_is_not_held_against_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +363,7 @@ def test_a_pair_that_is_not_finished_leaves_nothing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(speed, "PairBench", Measured)
     monkeypatch.setattr(speed._Stage, "_run", lambda stage, _: stage.benchmarks.append({}))
     trial = SimpleNamespace(remaining=lambda: left.pop(0), say=lambda *_: None, source=Source(b"turns"))
-    course = SimpleNamespace(on_device=False, refused=[], halves=2, order_of=lambda number: "AB")
+    course = SimpleNamespace(on_device=False, refused=[], parts=2, order_of=lambda number: "AB")
     stage = speed._Stage(trial, course, Policy(), slowest=0.001)  # type: ignore[arg-type]
     stage.benchmarks.append({"of": "a pair before"})
     with pytest.raises(speed.BudgetEnded):
@@ -380,7 +379,7 @@ def test_what_was_seen_in_a_pair_that_is_not_finished_is_told(monkeypatch: pytes
     monkeypatch.setattr(speed, "PairBench", Measured)
     monkeypatch.setattr(speed._Stage, "_run", lambda *_: None)
     trial = SimpleNamespace(remaining=lambda: left.pop(0), say=lambda *_: None, source=Source(b"turns"))
-    course = SimpleNamespace(on_device=False, refused=[], halves=1, order_of=lambda number: "AB")
+    course = SimpleNamespace(on_device=False, refused=[], parts=1, order_of=lambda number: "AB")
     stage = speed._Stage(trial, course, Policy(), slowest=0.001)  # type: ignore[arg-type]
     with pytest.raises(speed.BudgetEnded):
         stage.pair("stop", "", 0, 1)
@@ -401,7 +400,7 @@ def test_what_ends_a_bank_of_pairs_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_turns_are_named_by_their_pair() -> None:
     bench = play("AB")[0]
     assert bench.parameters()["turn"][0].name == "pair00-base"
-    bench.course.halves, bench.pair = 2, 33
+    bench.course.parts, bench.pair = 2, 33
     assert bench.parameters()["turn"][0].name == "pair16b-base"
 
 
@@ -526,7 +525,7 @@ def play_on_device(
         beside={"a": 0.0005, "b": 0.0004},
         chosen=lambda name, side, pair: {1, 2 * CALLS},
         draw_one=draw_one,
-        halves=1,
+        parts=1,
         first_side=lambda number: "base",
         check_floor=lambda *_: None,
         compare_kept=compare_kept,

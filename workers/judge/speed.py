@@ -118,13 +118,12 @@ class _Stage:
     result: SuiteResult = field(default_factory=SuiteResult)
 
     def pair(self, phase: Phase, sentence: str, done: int, total: int) -> PairRecord:
-        """Measures one pair, each half of it again where something else disturbed it. Raises BudgetEnded, and _Stopped on a fault."""
+        """Measures one pair, each part of it again where something else disturbed it. Raises BudgetEnded, and _Stopped on a fault."""
         index = self.first + len(self.records)
         thrown_away: list[str] = []
-        halves = self.course.halves
         known = len(self.benchmarks)
         try:
-            benches = [self.half(index, number, thrown_away, done, total) for number in range(halves)]
+            benches = [self.part(index, part, thrown_away, done, total) for part in range(self.course.parts)]
         except BudgetEnded:
             del self.benchmarks[known:]
             self.unfinished = "; ".join(thrown_away)
@@ -146,16 +145,16 @@ class _Stage:
         self.trial.say("performance", sentence, done + 1, total, "pairs")
         return record
 
-    def half(self, index: int, part: int, thrown_away: list[str], done: int, total: int) -> PairBench:
-        """Measures two fresh processes: of pair `index` the half `part`, where it has several."""
-        number = self.course.halves * index + part
-        order = self.course.order_of(number)
+    def part(self, index: int, number: int, thrown_away: list[str], done: int, total: int) -> PairBench:
+        """Measures two fresh processes: of pair `index` the part `number`, where it has several."""
+        counted = self.course.parts * index + number
+        order = self.course.order_of(counted)
         repeats = 0
         while True:
             began = time.monotonic()
-            if self.trial.remaining() < 1.3 * (self.course.halves - part) * self.slowest:
+            if self.trial.remaining() < 1.3 * (self.course.parts - number) * self.slowest:
                 raise BudgetEnded
-            bench = PairBench(self.course, number, order, last=number + 1 >= self.course.halves * self.most_pairs)
+            bench = PairBench(self.course, counted, order, last=counted + 1 >= self.course.parts * self.most_pairs)
             self._run(bench)
             self.slowest = max(self.slowest, time.monotonic() - began)
             limits = Thresholds() if self.course.on_device else TAKING_TURNS
@@ -212,7 +211,7 @@ class _Stopped(Exception):
 
 
 def together(benches: Sequence[PairBench], side: SideName) -> dict[str, float]:
-    """Seconds of a call of each case, by name: of the halves of a pair the geometric mean, since what is compared are logarithms."""
+    """Seconds of a call of each case, by name: of the parts of a pair the geometric mean, since what is compared are logarithms."""
     cases = benches[0].timings[side]
     return {name: statistics.geometric_mean(bench.timings[side][name].median for bench in benches) for name in cases}
 

@@ -41,7 +41,7 @@ class ActivationKind(SlotKind):
     name = "activation"
     title = "SwiGLU"
     default = "plain"
-    halves = 2
+    parts_of_a_pair = 3
 
     # -- the judge's side -------------------------------------------------------------------------------------------
 

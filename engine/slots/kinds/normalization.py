@@ -43,7 +43,7 @@ class NormalizationKind(SlotKind):
     name = "normalization"
     title = "RMS normalization"
     default = "plain"
-    halves = 2
+    parts_of_a_pair = 3
 
     # -- the judge's side -------------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ class QuantizationKind(SlotKind):
     name = "quantization"
     title = "Quantization"
     default = "none"
-    halves = 2
+    parts_of_a_pair = 2
 
     # -- the judge's side -------------------------------------------------------------------------------------------
 

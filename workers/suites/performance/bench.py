@@ -127,7 +127,7 @@ class Course:
         self.on_device = trial.environment.device == "cuda"
         self.turns = TURNS[trial.environment.device]
         self.passes = PASSES if self.on_device else 1
-        self.halves = 1 if self.on_device else self.kind.halves
+        self.parts = 1 if self.on_device else self.kind.parts_of_a_pair
         """How often a pair starts two fresh processes."""
         self.warm_up_calls = WARM_UP_CALLS[trial.environment.device]
         self.compared: dict[str, int] = {}
@@ -147,13 +147,13 @@ class Course:
         self._drawer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw")
 
     def order_of(self, number: int) -> Literal["AB", "BA"]:
-        """Which side goes first: by a coin of the secret seed for each pair, and the other way round in every second half of one."""
-        order = order_of(self.trial, number // self.halves)
+        """Which side goes first: by a coin of the secret seed for each pair, and the other way round in every second part of one."""
+        order = order_of(self.trial, number // self.parts)
         swapped: dict[Literal["AB", "BA"], Literal["AB", "BA"]] = {"AB": "BA", "BA": "AB"}
-        return swapped[order] if number % self.halves % 2 else order
+        return swapped[order] if number % self.parts % 2 else order
 
     def first_side(self, number: int) -> SideName:
-        """The side whose process a half begins with."""
+        """The side whose process a part of a pair begins with."""
         return "base" if self.order_of(number) == "AB" else "head"
 
     def set_up(self) -> None:
@@ -335,7 +335,7 @@ class Course:
                 self._drawing[pair, side] = self._drawer.submit(self._draw_all, pair, side, self._drawn_enough)
 
     def start_behind(self, pair: int) -> None:
-        """Starts a pair's hosts while the one before it is timed: for half of a pair's time they do nothing but import."""
+        """Starts a pair's hosts while the one before it is timed: for half of its time they do nothing but import."""
         first = self.first_side(pair)
         with suppress(SandboxError):  # whoever needs them says so
             self.trial.hosts.start_pair_ahead(
@@ -419,11 +419,11 @@ class Course:
 
 @dataclass
 class PairBench:
-    """One AB/BA pair on its way, or a half of one: gives pytest its turns and cases, and keeps what they gave."""
+    """One AB/BA pair on its way, or a part of one: gives pytest its turns and cases, and keeps what they gave."""
 
     course: Course
     pair: int
-    """The number of the pair, or of the half, counted over all pairs."""
+    """The number of the pair, or of its part, counted over all pairs."""
     order: Literal["AB", "BA"]
     last: bool = False
     """Whether no other pair can follow."""
@@ -454,9 +454,9 @@ class PairBench:
 
     @property
     def name(self) -> str:
-        """The pair by its number, with a letter for each half."""
-        index, half = divmod(self.pair, self.course.halves)
-        return f"pair{index:02d}" + ("abcdef"[half] if self.course.halves > 1 else "")
+        """The pair by its number, with a letter for each part."""
+        index, part = divmod(self.pair, self.course.parts)
+        return f"pair{index:02d}" + ("abcdef"[part] if self.course.parts > 1 else "")
 
     @property
     def sides(self) -> tuple[SideName, SideName]:
