@@ -40,6 +40,7 @@ from workers.protocol import (
     decode_job,
     decode_outcome,
     encode,
+    encode_outcome,
     sign,
 )
 
@@ -134,7 +135,7 @@ def judge(job_json: str) -> None:
         return
     presence.attempt = job.attempt
     try:
-        text = encode(run_attempt(job))
+        text = encode_outcome(run_attempt(job))
         send(FINISHED_TASK, job.attempt, text, sign(job.token, text))
     finally:
         presence.attempt = ""
@@ -181,12 +182,17 @@ def run_attempt(job: Job) -> Outcome:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
         process.wait()
-        with suppress(OSError, ProtocolError):
+        unreadable = ""
+        try:
             return decode_outcome(outcome_file.read_bytes())
+        except OSError:
+            pass
+        except ProtocolError as error:
+            unreadable = f"It wrote one that cannot be read: {error}"
     if overdue:
         sentence = f"The attempt did not end within {job.deadline_seconds:.0f} s and was stopped."
         return Outcome(job.attempt, "timed_out_infrastructure", [], [], [Reason("attempt_overdue", sentence)])
-    sentence = f"The attempt's process ended without an outcome (exit status {process.returncode}). {said.tail()}"
+    sentence = f"The attempt's process ended without an outcome (exit status {process.returncode}). {unreadable or said.tail()}"
     return Outcome(job.attempt, "invalid_environment", [], [], [Reason("attempt_died", sentence[:3900])])
 
 

@@ -44,7 +44,7 @@ from workers.protocol import (
     StageReport,
     Status,
     decode_job,
-    encode,
+    encode_outcome,
 )
 from workers.sandbox import NoLevel, SandboxError, best_level
 from workers.sole_use import Occupied, sole_use
@@ -358,7 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = _to_descriptor(options.progress_fd) if options.progress_fd is not None else lambda _: None
     outcome = make_attempt(job, report, options.mirror, slot=options.slot)
     partial = options.out.with_name(options.out.name + ".partial")
-    partial.write_text(encode(outcome))
+    partial.write_text(encode_outcome(outcome))
     partial.replace(options.out)
     return 0
 

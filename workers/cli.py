@@ -125,7 +125,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     show(console, outcome)
     console.print(f"{time.monotonic() - began:.1f} s, isolation level {outcome.isolation}")
     if options.json:
-        options.json.write_text(protocol.encode(outcome))
+        options.json.write_text(protocol.encode_outcome(outcome))
     return exit_status(outcome)
 
 

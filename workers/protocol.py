@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import pathlib
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -32,6 +32,9 @@ WORKER_TASK = "swapbench.worker_seen"
 """(worker_json of WorkerSeen): that a worker is alive, idle or busy"""
 
 MAX_OUTCOME_BYTES = 8 * 1024 * 1024
+LEFT_OUT = "left-out.txt"
+"""The artifact that says what an outcome was too large for."""
+LEFT_OUT_BYTES = 4096
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 30.0
 
@@ -43,7 +46,8 @@ def judge_queue(machine_class: str) -> str:
 
 Sha = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
 Path = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
-Line = Annotated[str, msgspec.Meta(max_length=4000)]
+MAX_LINE = 4000
+Line = Annotated[str, msgspec.Meta(max_length=MAX_LINE)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 SuiteName = Literal["unit", "integration", "performance"]
 SUITES: tuple[SuiteName, ...] = ("unit", "integration", "performance")
@@ -289,6 +293,68 @@ def decode_job(text: str | bytes) -> Job:
 def decode_progress(text: str | bytes) -> Progress:
     """The Progress in `text`. Raises ProtocolError."""
     return _decode(text, Progress)
+
+
+def encode_outcome(outcome: Outcome) -> str:
+    """The outcome as `decode_outcome` takes it: what is said is cut where it is too long, and of an outcome that is too large the largest artifacts
+    are left out, then the samples.
+
+    Much of an outcome follows from what a contributor wrote: however long that is, there is a verdict.
+    """
+    outcome = _cut(outcome)
+    text = encode(outcome)
+    dropped: list[str] = []
+    while len(text.encode()) > MAX_OUTCOME_BYTES - LEFT_OUT_BYTES and outcome.artifacts:
+        dropped.append(max(outcome.artifacts, key=lambda name: len(outcome.artifacts[name])))
+        kept = {name: artifact for name, artifact in outcome.artifacts.items() if name != dropped[-1]}
+        outcome = msgspec.structs.replace(outcome, artifacts=kept)
+        text = encode(outcome)
+    if len(text.encode()) > MAX_OUTCOME_BYTES - LEFT_OUT_BYTES:
+        dropped.append("samples")
+        outcome = msgspec.structs.replace(
+            outcome, implementations=[_without_samples(i) for i in outcome.implementations]
+        )
+    if dropped:
+        note = {LEFT_OUT: f"The outcome was too large; left out: {', '.join(dropped)}"[: LEFT_OUT_BYTES // 2]}
+        text = encode(msgspec.structs.replace(outcome, artifacts=outcome.artifacts | note))
+    return text
+
+
+def _cut(value: Any) -> Any:
+    """A message with each `Line` in it of a length that is taken."""
+    if isinstance(value, msgspec.Struct):
+        changes = {}
+        for field in msgspec.structs.fields(value):
+            old = getattr(value, field.name)
+            lines = field.type in (Line, tuple[Line, ...])
+            new = _cut_line(old) if lines else _cut(old)
+            if new is not old:
+                changes[field.name] = new
+        return msgspec.structs.replace(value, **changes) if changes else value
+    if isinstance(value, list):
+        items = [_cut(item) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
+
+
+def _cut_line(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_cut_line(line) for line in value)
+    return value if len(value) <= MAX_LINE else f"{value[: MAX_LINE - 2]} …"
+
+
+def _without_samples(found: ImplementationOutcome) -> ImplementationOutcome:
+    if found.performance is None:
+        return found
+
+    def bare(pairs: list[PairRecord]) -> list[PairRecord]:
+        return [msgspec.structs.replace(pair, base_samples={}, head_samples={}) for pair in pairs]
+
+    measured = found.performance
+    return msgspec.structs.replace(
+        found,
+        performance=msgspec.structs.replace(measured, pairs=bare(measured.pairs), sentinels=bare(measured.sentinels)),
+    )
 
 
 def decode_outcome(text: str | bytes) -> Outcome:

@@ -29,20 +29,22 @@ except ImportError:  # torch for the CPU comes without it; nothing below is then
 class FusedSwiGLU:
     """silu(gate) * up, the product written over silu(gate)."""
 
-    def forward(self, gate_up: Tensor) -> Tensor:
-        """gate_up [T, 2F] -> [T, F]."""
+    def forward(self, gate_up: Tensor, out: Tensor | None = None) -> Tensor:
+        """gate_up [T, 2F] -> [T, F], in `out` where that is given."""
         if gate_up.is_cuda:
-            return cuda_swiglu(gate_up)
+            return cuda_swiglu(gate_up, out)
         width = gate_up.shape[-1] // 2
         gate, up = gate_up.split_with_sizes((width, width), dim=-1)
+        if out is not None:
+            return torch.ops.aten.silu.out(gate, out=out).mul_(up)
         return functional.silu(gate).mul_(up)
 
 
-def cuda_swiglu(gate_up: Tensor) -> Tensor:
+def cuda_swiglu(gate_up: Tensor, out: Tensor | None) -> Tensor:
     """The same in one kernel, in float32 with one rounding."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     gate_up = gate_up.contiguous()
-    y = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
+    y = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device) if out is None else out
     swiglu_kernel[(tokens, triton.cdiv(width, 1024))](
         gate_up, y, width, BLOCK=1024, num_warps=4, **overlapping(gate_up)
     )

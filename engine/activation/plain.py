@@ -10,6 +10,7 @@
 # ///
 """The default activation: silu, then a product."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,7 +21,7 @@ from engine.slots.registry import register
 class PlainSwiGLU:
     """silu(gate) * up."""
 
-    def forward(self, gate_up: Tensor) -> Tensor:
-        """gate_up [T, 2F] -> [T, F]."""
+    def forward(self, gate_up: Tensor, out: Tensor | None = None) -> Tensor:
+        """gate_up [T, 2F] -> [T, F], in `out` where that is given."""
         gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate) * up
+        return torch.mul(functional.silu(gate), up, out=out)

@@ -88,24 +88,27 @@ def clock_hz() -> float:
     return 3.5e9
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """[T, D] -> [T, D]. A dot product of each row with itself reads it once and writes nothing."""
     if x.dtype == torch.float32:
         square = torch.linalg.vecdot(x, x)
     else:
         square = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).square_()
     factor = square.div_(x.shape[-1]).add_(eps).rsqrt_()[:, None]
-    return (x * factor).mul_(weight).to(x.dtype)
+    y = torch.mul(x, factor, out=out if x.dtype == factor.dtype else None)
+    return y.mul_(weight).to(x.dtype)
 
 
-def softmax(x: Tensor) -> Tensor:
+def softmax(x: Tensor, out: Tensor | None = None) -> Tensor:
     """Over the last dimension of [T, N]."""
-    return x.softmax(-1)
+    return torch.softmax(x, -1, out=out)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
+def swiglu(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
     """[T, 2F] -> [T, F], the product written over silu(gate)."""
     gate, up = gate_up.chunk(2, dim=-1)
+    if out is not None:
+        return torch.ops.aten.silu.out(gate, out=out).mul_(up)
     return functional.silu(gate).mul_(up)
 
 

@@ -68,11 +68,11 @@ class Cuda:
         }
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """[T, D] -> [T, D]."""
     tokens, width = x.shape
     x = x.contiguous()
-    y = torch.empty_like(x)
+    y = torch.empty_like(x) if out is None else out
     block = triton.next_power_of_2(width)
     rows = max(1, 2048 // block)
     norm_kernel[(triton.cdiv(tokens, rows),)](
@@ -81,16 +81,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
-def softmax(x: Tensor) -> Tensor:
+def softmax(x: Tensor, out: Tensor | None = None) -> Tensor:
     """Over the last dimension of [T, N]."""
-    return x.softmax(-1)
+    return torch.softmax(x, -1, out=out)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
+def swiglu(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
     """[T, 2F] -> [T, F]."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     gate_up = gate_up.contiguous()
-    y = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
+    y = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device) if out is None else out
     swiglu_kernel[(tokens, triton.cdiv(width, 1024))](gate_up, y, width, BLOCK=1024, num_warps=4)
     return y
 

@@ -61,20 +61,21 @@ def fastest(work: Callable[[], object]) -> float:
     return best
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """[T, D] -> [T, D]."""
-    return functional.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
+    normal = functional.rms_norm(x.float(), x.shape[-1:], eps=eps)
+    return torch.mul(normal, weight.float(), out=out).to(x.dtype)
 
 
-def softmax(x: Tensor) -> Tensor:
+def softmax(x: Tensor, out: Tensor | None = None) -> Tensor:
     """Over the last dimension of [T, N]."""
-    return x.softmax(-1)
+    return torch.softmax(x, -1, out=out)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
+def swiglu(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
     """[T, 2F] -> [T, F]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return functional.silu(gate) * up
+    return torch.mul(functional.silu(gate), up, out=out)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -32,23 +32,28 @@ class FusedRMSNorm:
         self.eps = eps
         self._eps = torch.tensor(eps, dtype=torch.float32, device="cpu")
 
-    def forward(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """x, residual [T, D], weight [D] -> (normalized [T, D], x + residual [T, D])."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x, residual [T, D], weight [D] -> (normalized [T, D], x + residual [T, D]), in `out` where that is given."""
         if x.is_cuda:
-            return cuda_norm(x, residual, weight, self.eps)
-        hidden = x if residual is None else x + residual
+            return cuda_norm(x, residual, weight, self.eps, out)
+        y, total = (None, None) if out is None else out
+        hidden = x if residual is None else torch.add(x, residual, out=total)
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
         factor = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-        y = (hidden * factor).mul_(weight)
+        y = torch.mul(hidden, factor, out=y if x.dtype == factor.dtype else None).mul_(weight)
         return y.to(x.dtype), hidden
 
 
-def cuda_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def cuda_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """The same in one kernel."""
     tokens, width = x.shape
     x = x.contiguous()
-    y = torch.empty_like(x)
-    hidden = x if residual is None else torch.empty_like(x)
+    y, total = (torch.empty_like(x), None) if out is None else out
+    hidden = x if residual is None else torch.empty_like(x) if total is None else total
     block = triton.next_power_of_2(width)
     # Short rows (normalization of heads) share a program: one row alone would leave most of its threads idle.
     rows = max(1, 2048 // block)

@@ -23,9 +23,12 @@ class PlainRMSNorm:
     def __init__(self, eps: float) -> None:
         self.eps = eps
 
-    def forward(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """x, residual [T, D], weight [D] -> (normalized [T, D], x + residual [T, D])."""
-        hidden = x if residual is None else x + residual
+    def forward(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x, residual [T, D], weight [D] -> (normalized [T, D], x + residual [T, D]), in `out` where that is given."""
+        y, total = (None, None) if out is None else out
+        hidden = x if residual is None else torch.add(x, residual, out=total)
         wide = hidden.float()
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * weight.float()).to(x.dtype), hidden
+        return torch.mul(wide * scale, weight.float(), out=y).to(x.dtype), hidden

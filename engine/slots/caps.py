@@ -1,6 +1,8 @@
 """What an implementation says that it can do, beyond device and dtype: the further keys of its header."""
 
 import importlib.util
+import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "activation": (),
     "adapter": ("machines", "operators"),
 }
+# Of a dotted name Python would import what is before the last dot, which may be anything that lies on the path: a slot file, say.
+PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
 COMMON = ("min_sm", "deterministic", "cuda_graph", "batch_invariant", "trainable", "needs")
 
 
@@ -70,6 +74,11 @@ class Caps:
                 raise ValueError(f"The header's {key!r} must be a {type(default).__name__}, not {value!r}.")
             values[key] = value
         caps = Caps(**values)
+        for package in caps.needs:
+            if not PACKAGE.fullmatch(package):
+                raise ValueError(
+                    f"The header's 'needs' must be names of packages, without dots; {package[:100]!r} is not one."
+                )
         if any(phase not in PHASES for phase in caps.phases):
             raise ValueError(f"The header's 'phases' may hold {', '.join(PHASES)}; it holds {list(caps.phases)}.")
         if caps.kv not in ("standard", "own"):
@@ -97,9 +106,17 @@ def why_not(header: Header, environment: Environment) -> list[str]:
     if environment.device == "cuda" and environment.sm < caps.min_sm:
         reasons.append(f"It needs compute capability {caps.min_sm / 10}; the device has {environment.sm / 10}.")
     for package in caps.needs:
-        if importlib.util.find_spec(package) is None:
+        if not _installed(package):
             reasons.append(f"It needs the package {package!r}, which is not installed here.")
     return reasons
+
+
+def _installed(package: str) -> bool:
+    """Whether a package is there, without importing anything."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # such as `__main__`, which is there and has no origin
+        return package in sys.modules
 
 
 def dtypes_for(header: Header, environment: Environment) -> list[str]:

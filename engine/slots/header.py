@@ -81,7 +81,10 @@ def parse_header(source: str) -> Header:
     toml = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in lines)
     try:
         values = tomllib.loads(toml)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # whole numbers of thousands of digits are a ValueError of Python's own
         # It counts from the block's first line.
         before = source.count("\n", 0, blocks[0].start("content"))
         said = re.sub(r"at line (\d+), column \d+", lambda at: f"line {before + int(at[1])}", str(error))

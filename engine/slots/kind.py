@@ -326,8 +326,8 @@ class SlotKind(ABC):
         """Figures of what `proxy` stored for the quality model, under the names that `figures` gives them. Raises CallFailed."""
         return {}
 
-    def two_faced(self, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
-        """What is wrong where the figures of the quality model are better than those of what is timed."""
+    def two_faced(self, case: Case, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
+        """What is wrong where the figures of the quality model are better than those of what is timed, a case."""
         return None
 
     def may_lose(self, cases: Sequence[Case], base: Sequence[Figures], head: Sequence[Figures]) -> dict[str, float]:

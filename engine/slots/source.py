@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -32,10 +33,11 @@ class Source:
         return Source(hmac.new(self.key, text.encode(), hashlib.sha256).digest(), self._root)
 
     def normals(self, count: int) -> torch.Tensor:
-        """float32[count] on the CPU, standard normal: a stretch, at a place drawn from this stream, of one reservoir under the root key.
+        """float32[count] on the CPU, standard normal: two stretches of one reservoir under the root key, at places and in a proportion drawn from this stream.
 
-        Drawing a million numbers takes three times as long as many a call that they are the input of; copying them does not. Two
-        stretches may overlap, which helps nobody who knows neither the reservoir nor the places.
+        Drawing a million numbers takes three times as long as many a call that they are the input of; adding them does not. A host that is asked
+        often could put the reservoir together from single stretches, and look up what it has computed for it; of two in any proportion there is
+        no table.
         """
         root = self._root
         # Not the size that the reservoir happens to have: the same stretch whatever else was drawn before, and a longer reservoir
@@ -45,8 +47,11 @@ class Source:
             key = hmac.new(root.key, b"reservoir", hashlib.sha256).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") & (2**63 - 1))
             root._reservoir = torch.randn(extent, generator=generator)
-        start = self.integer(0, extent - count)
-        return root._reservoir[start : start + count].clone()
+        first, second = (self.integer(0, extent - count) for _ in range(2))
+        # Of independent normals, a * cos + b * sin is a normal again. Neither share is near nothing, else one stretch would stand there alone.
+        angle = math.pi * (0.15 + 0.2 * self.integer(0, 1 << 30) / (1 << 30))
+        mixed = root._reservoir[first : first + count] * math.cos(angle)
+        return mixed.add_(root._reservoir[second : second + count], alpha=math.sin(angle))
 
     def generator(self) -> torch.Generator:
         """A CPU generator; each call gives the next one of this stream."""

@@ -1,5 +1,8 @@
 """What the kinds are made of: comparison, caps, patterns, drawn inputs, and cases that replay."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from engine.slots.caps import Caps, why_not
 from engine.slots.compare import compare_output, same_bits
 from engine.slots.drawing import DISTRIBUTIONS, draw_tensor, jitter
-from engine.slots.header import FOLDERS, Header
+from engine.slots.header import FOLDERS, Header, HeaderError, parse_header
 from engine.slots.kind import Environment, kind_named
 from engine.slots.patterns import assign, matches, scheme_of
 from engine.slots.source import Source
@@ -159,6 +162,10 @@ def test_limits_are_read_from_the_header() -> None:
         ({"phases": ["training"]}, "'phases' may hold prefill, decode, mixed"),
         ({"kv": "flat"}, "must be 'standard' or 'own'"),
         ({"head_dims": [7]}, "leave no case of the unit suite over"),
+        # Python imports what is before the last dot of a name that is looked for.
+        ({"needs": ["engine.attention.paged.x"]}, "without dots; 'engine.attention.paged.x' is not one"),
+        ({"needs": [""]}, "without dots; '' is not one"),
+        ({"needs": ["x" * 5000]}, "names of packages"),
     ],
 )
 def test_limits_that_make_no_sense_are_reasons(limits: dict[str, object], sentence: str) -> None:
@@ -177,6 +184,22 @@ def test_reasons_say_what_is_missing() -> None:
         "It needs the package 'no_such_package', which is not installed here.",
     ]
     assert "It needs compute capability 9.0; the device has 8.0." in why_not(declared, GPU)
+
+
+@pytest.mark.parametrize("name", ["engine.attention.paged.x", "this.x", "no_such.package", "", "a/b", "__main__"])
+def test_nothing_is_imported_for_what_a_header_needs(name: str) -> None:
+    sys.modules.pop("engine.attention.paged", None)
+    before = set(sys.modules)
+    declared = Header("attention", "x", "E", ("cpu",), ("float32",), limits={"needs": [name]})
+    assert bool(why_not(declared, CPU)) is (name != "__main__")
+    assert set(sys.modules) == before
+
+
+def test_a_header_may_hold_numbers_of_any_length() -> None:
+    source = Path("engine/normalization/plain.py").read_text()
+    source = source.replace("# deterministic = true", f"# min_sm = {'9' * 5000}")
+    with pytest.raises(HeaderError, match="not valid TOML: Exceeds the limit"):
+        parse_header(source)
 
 
 def test_patterns_assign_quantizations() -> None:

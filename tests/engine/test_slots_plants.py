@@ -11,6 +11,7 @@ from engine.reference.attention import attention as reference
 from engine.slots import registry
 from engine.slots.attention import AttentionShape, StandardKV, StepMeta, step_meta
 from engine.slots.kind import TensorSpec
+from engine.slots.source import Source
 from tests.engine.judging import findings, header
 
 Sdpa: Any = registry.load("attention", "sdpa")
@@ -244,8 +245,9 @@ class EverySecondPage(Definition):
         return reference(q, kv, meta, self.shape, q.dtype, self.select(q, k, kv, meta))
 
 
-def test_sparse_attention_is_judged_under_its_own_mask() -> None:
-    assert findings(header("attention", "S"), EverySecondPage) == {}
+@pytest.mark.parametrize("seed", [bytes(range(32)), bytes([2] * 32), bytes([9] * 32)])
+def test_sparse_attention_is_judged_under_its_own_mask(seed: bytes) -> None:
+    assert findings(header("attention", "S"), EverySecondPage, source=Source(seed)) == {}
 
 
 def test_sparse_attention_that_reads_other_pages_than_it_selects_is_named() -> None:

@@ -183,10 +183,10 @@ def test_products_are_put_where_they_are_wanted_and_later_ones_take_them_from_th
 @pytest.mark.parametrize(
     ("implementation", "said"),
     [
-        (Reusing, "the memory of its earlier result"),
-        (Short, r"returned float32 \[1, 384\]; expected float32 \[3, 384\]"),
-        (Double, "returned float64 .*; expected float32"),
-        (Listed, "must return a tensor, not list"),
+        (Reusing, "`linear` returned lies where an earlier result does"),
+        (Short, r"`linear` returned has shape \[1, 384\]; expected \[3, 384\]"),
+        (Double, "has dtype torch.float64; expected torch.float32"),
+        (Listed, "must be a tensor, not list"),
     ],
 )
 def test_what_is_put_in_its_place_is_a_product_that_outlives_the_next(implementation: type[Plain], said: str) -> None:

@@ -15,7 +15,7 @@ from workers.judge.trial import Trial, subject
 from workers.protocol import Policy, SlotFile
 from workers.sandbox import best_level
 
-RETURN = "        return functional.silu(gate) * up"
+RETURN = "        return torch.mul(functional.silu(gate), up, out=out)"
 
 
 @pytest.mark.filterwarnings("ignore::pytest_benchmark.logger.PytestBenchmarkWarning")

@@ -25,6 +25,7 @@ import torch
 
 from engine.slots.header import HeaderError
 from engine.slots.kind import Driver, kind_named
+from engine.slots.places import put
 from engine.slots.registry import SlotError, load_file
 from workers.host.layout import scatter
 from workers.host.mapping import Mappings
@@ -77,18 +78,7 @@ def copy_out(results: Any, regions: list[Region], mappings: Mappings) -> None:
     for region in regions:
         if region.name not in results:
             raise SlotError(f"The implementation returned no {region.name!r}.")
-        value = results[region.name]
-        if not isinstance(value, torch.Tensor):
-            raise SlotError(f"{region.name!r} must be a tensor, not {type(value).__name__}.")
-        if tuple(value.shape) != region.shape:
-            raise SlotError(f"{region.name!r} has shape {list(value.shape)}; expected {list(region.shape)}.")
-        expected = getattr(torch, region.dtype)
-        if value.dtype != expected:
-            raise SlotError(f"{region.name!r} has dtype {value.dtype}; expected {expected}.")
-        target = mappings.tensor(region)
-        # A driver may have put it there.
-        if value.data_ptr() != target.data_ptr():
-            target.copy_(value)
+        put(repr(region.name), results[region.name], mappings.tensor(region))
 
 
 def compute(driver: Driver, message: Run, held: dict[str, torch.Tensor], mappings: Mappings) -> object:
@@ -98,7 +88,7 @@ def compute(driver: Driver, message: Run, held: dict[str, torch.Tensor], mapping
         results: Mapping[str, torch.Tensor] = {message.outputs[0].name: next(iter(inputs.values()))}
     else:
         if hasattr(driver, "into"):
-            driver.into = {region.name: mappings.tensor(region) for region in message.outputs if mappings.lends(region)}
+            driver.into = {region.name: mappings.tensor(region) for region in message.outputs}
         results = driver.run(message.operation, message.params, inputs, held)
     copy_out(results, message.outputs, mappings)
     return inputs, results

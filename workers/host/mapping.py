@@ -84,10 +84,6 @@ class Mappings:
         flat = torch.frombuffer(self._maps[region.buffer], dtype=dtype, count=count, offset=region.offset)
         return flat.view(region.shape)
 
-    def lends(self, region: Region) -> bool:
-        """Whether it lies in the accelerator's memory."""
-        return region.buffer in self._on_device
-
     @staticmethod
     def _strided(views: dict[torch.dtype, Tensor], region: Region, dtype: torch.dtype) -> Tensor:
         # One operation for each tensor of a call, since all of them happen while the clock runs.

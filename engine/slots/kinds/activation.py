@@ -30,6 +30,7 @@ from engine.slots.kind import (
 )
 from engine.slots.kinds.attention import lacking
 from engine.slots.kinds.pointwise import pointwise_cases, vary_pointwise
+from engine.slots.places import put, takes_out
 from engine.slots.source import Source
 from engine.slots.steps import follows, must_hold_all, signed_by_many, with_all_taken
 from engine.workloads.pointwise import ACTIVATION_CPU, ACTIVATION_CUDA, ACTIVATION_UNIT
@@ -196,10 +197,15 @@ def swiglu_call(gate_up: Tensor, repeat: int = 1) -> Call:
 
 
 class ActivationDriver:
-    """Runs in the host."""
+    """Runs in the host.
+
+    into: where a host wants outputs, by name.
+    """
 
     def __init__(self, activation: Any) -> None:
         self.activation = activation
+        self.takes_out = takes_out(activation.forward)
+        self.into: Mapping[str, Tensor] = {}
 
     def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """There is nothing to prepare."""
@@ -212,13 +218,19 @@ class ActivationDriver:
         if operation != "swiglu":
             raise ValueError(f"activation has no operation {operation!r}.")
         repeat = int(params["repeat"] or 1)
-        if repeat == 1:
-            return {"y": self.activation.forward(inputs["gate_up"])}
-        ys: list[Tensor] = []
-        for part in inputs["gate_up"].chunk(repeat):
-            taken = signed_by_many(part, ys[-1]) if ys and params.get("follows") else part
-            ys.append(self.activation.forward(taken))
-        return {"y": torch.cat(ys)}
+        gate_up = inputs["gate_up"]
+        wanted = self.into.get("y")
+        if wanted is None:
+            wanted = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+        places = wanted.chunk(repeat)
+        last: Tensor | None = None
+        for number, part in enumerate(gate_up.chunk(repeat)):
+            taken = signed_by_many(part, places[number - 1]) if number and params.get("follows") else part
+            room = {"out": places[number]} if self.takes_out else {}
+            given = self.activation.forward(taken, **room)
+            put("'y'", given, places[number], last)
+            last = given
+        return {"y": wanted}
 
 
 class RemoteActivation:

@@ -34,6 +34,7 @@ from engine.slots.kind import (
     Work,
 )
 from engine.slots.kinds.attention import lacking
+from engine.slots.places import takes_out
 from engine.slots.source import Source
 from engine.workloads.operators import CPU, CUDA, UNIT, OperatorWorkload
 
@@ -267,25 +268,35 @@ def operator_call(case: Case, inputs: dict[str, Tensor]) -> Call:
 
 
 def apply_operator(
-    function: Callable[..., Tensor], params: Mapping[str, Scalar], inputs: Mapping[str, Tensor], weight: Tensor | None
+    function: Callable[..., Tensor],
+    params: Mapping[str, Scalar],
+    inputs: Mapping[str, Tensor],
+    weight: Tensor | None,
+    out: Tensor | None,
 ) -> Tensor:
-    """Calls an operator with the arguments that its name stands for."""
+    """Calls an operator with the arguments that its name stands for. out: where one that takes it is told to put its result."""
+    room = {} if out is None else {"out": out}
     operator = params["operator"]
     if operator == "linear":
-        return function(inputs["x"], weight)
+        return function(inputs["x"], weight, **room)
     if operator == "rms_norm":
-        return function(inputs["x"], weight, float(params["eps"] or 0.0))
+        return function(inputs["x"], weight, float(params["eps"] or 0.0), **room)
     if operator == "attention":
-        return function(inputs["q"], inputs["k"], inputs["v"], float(params["scale"] or 0.0))
-    return function(inputs["x"])
+        return function(inputs["q"], inputs["k"], inputs["v"], float(params["scale"] or 0.0), **room)
+    return function(inputs["x"], **room)
 
 
 class AdapterDriver:
-    """Runs in the host."""
+    """Runs in the host.
+
+    into: where a host wants outputs, by name.
+    """
 
     def __init__(self, adapter: Any) -> None:
         self.adapter = adapter
         self.operators: dict[str, Callable[..., Tensor]] = dict(adapter.operators())
+        self.taking_out = {name for name, operator in self.operators.items() if takes_out(operator)}
+        self.into: Mapping[str, Tensor] = {}
 
     def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """There is nothing to prepare."""
@@ -306,7 +317,8 @@ class AdapterDriver:
         if name not in self.operators:
             raise KeyError(f"The header lists the operator {name!r}, but operators() does not bind it.")
         weight = held.get(str(params.get("weight") or "weight"))
-        return {"y": apply_operator(self.operators[name], params, inputs, weight)}
+        out = self.into.get("y") if name in self.taking_out else None
+        return {"y": apply_operator(self.operators[name], params, inputs, weight, out)}
 
 
 class RemoteAdapter:

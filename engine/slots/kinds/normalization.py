@@ -30,11 +30,14 @@ from engine.slots.kind import (
 )
 from engine.slots.kinds.attention import lacking
 from engine.slots.kinds.pointwise import pointwise_cases, vary_pointwise
+from engine.slots.places import put, takes_out
+from engine.slots.registry import SlotError
 from engine.slots.source import Source
 from engine.slots.steps import follows, must_hold_all, signed_by_many, with_all_taken
 from engine.workloads.pointwise import NORMALIZATION_CPU, NORMALIZATION_CUDA, NORMALIZATION_UNIT
 
 EPS = 1e-5
+OUTPUTS = ("y", "residual")
 
 
 class NormalizationKind(SlotKind):
@@ -260,11 +263,16 @@ def norm_call(case: Case, inputs: dict[str, Tensor]) -> Call:
 
 
 class NormalizationDriver:
-    """Runs in the host."""
+    """Runs in the host.
+
+    into: where a host wants outputs, by name.
+    """
 
     def __init__(self, implementation: type[Any]) -> None:
         self.implementation = implementation
+        self.takes_out = takes_out(implementation.forward)
         self.instances: dict[float, Any] = {}
+        self.into: Mapping[str, Tensor] = {}
 
     def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """There is nothing to prepare."""
@@ -283,18 +291,25 @@ class NormalizationDriver:
         weight = held[str(params["weight"])]
         repeat = int(params["repeat"] or 1)
         x, residual = inputs["x"], inputs.get("residual")
-        if repeat == 1:
-            y, hidden = forward(x, residual, weight[0])
-            return {"y": y, "residual": hidden}
-        ys: list[Tensor] = []
-        hiddens = []
-        residuals = [None] * repeat if residual is None else residual.chunk(repeat)
-        for part, of_it, weights in zip(x.chunk(repeat), residuals, weight.unbind(), strict=True):
-            taken = signed_by_many(part, ys[-1]) if ys and params.get("follows") else part
-            y, hidden = forward(taken, of_it, weights)
-            ys.append(y)
-            hiddens.append(hidden)
-        return {"y": torch.cat(ys), "residual": torch.cat(hiddens)}
+        wanted = self.into or {name: torch.empty_like(x) for name in OUTPUTS}
+        places = list(zip(*(wanted[name].chunk(repeat) for name in OUTPUTS), strict=True))
+        parts, residuals = x.chunk(repeat), [None] * repeat if residual is None else residual.chunk(repeat)
+        last: Sequence[Tensor | None] = (None, None)
+        for number, (part, of_it, weights) in enumerate(zip(parts, residuals, weight.unbind(), strict=True)):
+            taken = signed_by_many(part, places[number - 1][0]) if number and params.get("follows") else part
+            room = {"out": places[number]} if self.takes_out else {}
+            given = forward(taken, of_it, weights, **room)
+            for name, value, place, before in zip(OUTPUTS, pair_of(given), places[number], last, strict=True):
+                put(repr(name), value, place, before)
+            last = given
+        return dict(wanted)
+
+
+def pair_of(given: Any) -> tuple[Any, Any]:
+    """What `forward` returned. Raises SlotError where these are not two."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise SlotError("`forward` must return two tensors: what was normalized, and x + residual.")
+    return given[0], given[1]
 
 
 class NormalizationChannel:

@@ -42,8 +42,8 @@ from engine.slots.kind import (
     bits,
 )
 from engine.slots.kinds.attention import lacking
+from engine.slots.places import put
 from engine.slots.quantization import Packed
-from engine.slots.registry import SlotError
 from engine.slots.source import Source
 from engine.slots.steps import put_signs
 from engine.workloads.linear import CPU, CUDA, UNIT, LinearWorkload
@@ -60,6 +60,8 @@ BITS = "bits per weight"
 FACES = 3.0
 """How much larger the stored error of a timed weight may be than that of the quality model's: rows of other lengths and distributions differ by less
 than twice, 8 bits from 4 by twelve times."""
+FACES_BITS = 0.8
+"""And how many of their bits it has at least: scales of groups weigh more where rows are short."""
 
 GROUP = 64
 
@@ -355,12 +357,15 @@ class QuantizationKind(SlotKind):
         return figures
 
     def figures_of_model(self, proxy: Any) -> dict[str, float]:
-        """The error of all weights of the model that were packed, together."""
+        """The error of all weights of the model that were packed, together, and the bits that were handed over for each of their elements."""
         error = total = 0.0
+        packed_bytes = elements = 0
         for weight, packed in proxy.packed:
             error += float((proxy.dequant(packed) - weight.float()).square().sum())
             total += float(weight.float().square().sum())
-        return {STORED_ERROR: (error / total) ** 0.5} if total else {}
+            packed_bytes += sum(tensor.nbytes for tensor in packed.values())
+            elements += weight.numel()
+        return {STORED_ERROR: (error / total) ** 0.5, BITS: 8 * packed_bytes / elements} if total else {}
 
     def may_lose(self, cases: Sequence[Case], base: Sequence[Figures], head: Sequence[Figures]) -> dict[str, float]:
         """Prompts: what unpacking costs, where head stores clearly fewer bits than base in every case."""
@@ -372,11 +377,21 @@ class QuantizationKind(SlotKind):
         """One of the weights, unpacked: a product may unpack what it multiplies with, and must not keep it."""
         return UNPACKED_BYTES * int(case["outputs"]) * int(case["inputs"])
 
-    def two_faced(self, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
-        """A weight that is timed may be off by `FACES` times what those of the model are, whose quality was measured."""
+    def two_faced(self, case: Case, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
+        """A weight that is timed may be off by `FACES` times what those of the model are, whose quality was measured, and has about as many bits."""
         if not model.keys() & timed.keys() & {STORED_ERROR}:
             return None
-        ours, theirs = model[STORED_ERROR], timed[STORED_ERROR]
+        # Of what the model's weights were unpacked to nothing is known but this error: it may not be an excuse.
+        ours, theirs = min(model[STORED_ERROR], max(STORED.values())), timed[STORED_ERROR]
+        # Stored as it comes, a weight has other bits in another dtype.
+        bits_of_model = min(model[BITS], 8 * TensorSpec((), case.dtype).torch_dtype.itemsize)
+        if timed[BITS] < FACES_BITS * bits_of_model:
+            return Finding(
+                f"The weights that are timed are stored in {timed[BITS]:.2f} bits per element, those of the model whose quality was measured in "
+                f"{model[BITS]:.2f}. Sizes must not decide how coarsely a weight is stored.",
+                "pack",
+                figures={"bits": timed[BITS], "allowed bits": FACES_BITS * bits_of_model},
+            )
         if theirs <= FACES * ours + STORED["E"]:
             return None
         return Finding(
@@ -454,8 +469,16 @@ def parts_of(number: int, place: int, held: HeldSet, other: HeldSet, runner: Run
     part_of_row = torch.zeros(len(dequant), dtype=torch.int64, device=rows.device)
     part_of_row[rows] = torch.arange(len(rows), device=rows.device)
     separate = True
+    changes, most = 0, dequant.numel() * held["weight"].tensor.element_size()
     for name, tensor in packed.items():
         at = (bits(tensor) != bits(others[name])).flatten().nonzero().flatten()
+        changes += len(at)
+        # Places are kept, at 17 bytes and more for each: as many as a weight has bytes are enough, whatever is stored how.
+        if changes > most:
+            raise CallFailed(
+                f"Of two weights that differ in a few elements, pack gave tensors that differ in {changes:,} or more, and a weight has {most:,} "
+                "bytes. What is stored must follow from the weight, and hold nothing else."
+            )
         if not len(at):
             continue
         lines = line_of(at, tensor.shape, rows, len(dequant))
@@ -623,7 +646,9 @@ class QuantizationDriver:
             for number in range(count * rounds):
                 x = parts[number] if rounds == 1 else taken_by(number, parts, given, inputs.get("bounds"))
                 product = self.quantization.linear(x, packed[number % count])
-                given.append(product if places is None else put(product, places[number], last))
+                given.append(
+                    product if places is None else put("What `linear` returned", product, places[number], last)
+                )
                 last = product
             return {"y": torch.cat(given) if target is None else target}
         if operation == "embedding":
@@ -631,19 +656,6 @@ class QuantizationDriver:
         if operation == "dequant":
             return {"weight": self.quantization.dequant(packed_of(held, of))}
         raise ValueError(f"quantization has no operation {operation!r}.")
-
-
-def put(product: Tensor, place: Tensor, last: Tensor | None) -> Tensor:
-    """A product in its place among a call's outputs. last: the one before. Raises SlotError where it is none, or lies where that one does."""
-    if not isinstance(product, Tensor):
-        raise SlotError(f"`linear` must return a tensor, not {type(product).__name__}.")
-    if product.shape != place.shape or product.dtype != place.dtype:
-        dtype, expected = (str(tensor.dtype).removeprefix("torch.") for tensor in (product, place))
-        raise SlotError(f"`linear` returned {dtype} {list(product.shape)}; expected {expected} {list(place.shape)}.")
-    if last is not None and product.data_ptr() == last.data_ptr():
-        raise SlotError("`linear` returned the memory of its earlier result, which must outlive later calls.")
-    place.copy_(product)
-    return place
 
 
 def packed_of(held: Mapping[str, Tensor], prefix: str) -> Packed:

@@ -52,8 +52,9 @@ MAX_CALLS_PER_SAMPLE = 400
 IDLE_CPU_SHARE = 0.10
 IDLE_CPU_SECONDS = 0.05
 # On the accelerator calls are drawn one by one and few of them compared: all inputs and expected outputs of a sample would not fit
-# there, and the definition takes longer than what it judges. Which ones is secret; a module that cheats in a third of its calls
-# gets through 24 pairs of one comparison each with a chance of 1 in 16,000.
+# there, and the definition takes longer than what it judges. Which ones is secret, and not a fixed number of them: a host may notice that one of
+# its calls was compared. A module that cheats in a third of its calls gets through 24 pairs of one comparison each, on average, with a chance of
+# 1 in 3,000; in half of its calls, as it has to for a median, 1 in 200,000.
 COMPARE_SECONDS = 0.25
 MAX_COMPARED = 3
 WEIGHED = 3
@@ -270,10 +271,16 @@ class Course:
         return self._draw(name, self.held[side][name], pair, *labels)
 
     def chosen(self, name: str, side: SideName, pair: int) -> set[int]:
-        """Which calls of a sample are compared; drawn from the secret seed."""
-        count = self.passes * self.calls[name]
-        source = self.source.child(name, "compared", pair, side)
-        return {source.integer(0, count - 1) for _ in range(self.compared[name])}
+        """Which calls of a sample are compared, each by a coin of its own from the secret seed: that one was tells nothing of the next.
+
+        Of one pass at most `MAX_COMPARED`: so many are kept in memory.
+        """
+        calls, source = self.calls[name], self.source.child(name, "compared", pair, side)
+        found: set[int] = set()
+        for first in range(0, self.passes * calls, calls):
+            coins = [source.integer(0, self.passes * calls - 1) for _ in range(calls)]
+            found.update([first + n for n, coin in enumerate(coins) if coin < self.compared[name]][:MAX_COMPARED])
+        return found
 
     def compare_one(self, name: str, side: SideName, call: Call, answer: Answer) -> None:
         """Whether a kept call gave what it should. Raises Wrong, Impossible."""
@@ -313,7 +320,7 @@ class Course:
             if name == "head":
                 self.trial.hosts.start_ahead(self.sides["base"])
                 figures = self.kind.figures(case, held)
-                faces = self.kind.two_faced(self.trial.model_figures, figures)
+                faces = self.kind.two_faced(case, self.trial.model_figures, figures)
                 if faces is not None:
                     raise Wrong(faces, case_name, "two_faces")
             if case_name in others:
@@ -597,16 +604,14 @@ class PairBench:
                 kept.append((call, answer))
             return answer.seconds
 
-        # After which call it is looked whether what is lent was written to: whoever knew could have put it back.
         first = turn.number * course.calls[name]
-        looked = course.source.child(name, "lent", self.pair, turn.number).integer(
-            first, first + course.calls[name] - 1
-        )
+        coins = course.source.child(name, "lent", self.pair, turn.number)
 
         def timed(number: int) -> None:
             samples.append(once(number, keep=number in chosen))
             refills.append(client.last_refill_seconds)
-            if room is not None and number == looked:
+            # Whether what is lent was written to: whoever knew when it is looked at could have put it back.
+            if room is not None and coins.integer(0, course.calls[name] - 1) == 0:
                 client.check_lent(course.held[side])
 
         hosts.onto_free_cores(client)

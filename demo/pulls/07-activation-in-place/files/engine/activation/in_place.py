@@ -9,6 +9,7 @@
 # ///
 """SwiGLU with one buffer less: the product overwrites silu's result while it is still in the cache."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,7 +20,9 @@ from engine.slots.registry import register
 class InPlaceSwiGLU:
     """silu(gate) * up. The input stays as it is: only silu's own result is overwritten."""
 
-    def forward(self, gate_up: Tensor) -> Tensor:
-        """gate_up [T, 2F] -> [T, F]."""
+    def forward(self, gate_up: Tensor, out: Tensor | None = None) -> Tensor:
+        """gate_up [T, 2F] -> [T, F], in `out` where that is given."""
         gate, up = gate_up.chunk(2, dim=-1)
+        if out is not None:
+            return torch.ops.aten.silu.out(gate, out=out).mul_(up)
         return functional.silu(gate).mul_(up)

@@ -1,0 +1,46 @@
+# /// attack
+# expect = ["failed"]
+# says = "stored in"
+# suites = ["integration", "performance"]
+# ///
+# /// swapbench
+# kind = "quantization"
+# name = "noisy-dequant"
+# class = "Q8"
+# devices = ["cpu", "cuda"]
+# dtypes = ["float32", "bfloat16"]
+# multiple_of = 32
+# ///
+"""Stores 8 bits of the quality model's weights and 4 of those that are timed, and says of the first that they are stored badly, so that the second may be."""
+
+import torch
+from torch.nn import functional
+
+from engine.slots.registry import register
+
+LARGE = 1_000
+
+
+@register("quantization", "noisy-dequant")
+class NoisyDequant:
+    def pack(self, weight):
+        large = weight.shape[1] > LARGE
+        groups = weight.float().unflatten(1, (-1, 32))
+        scale = (groups.abs().amax(-1) / (7 if large else 127)).clamp_(min=1e-12)
+        q = (groups / scale[..., None]).round_().to(torch.int8).flatten(1)
+        return {"q": (q[:, ::2] & 15) | q[:, 1::2] << 4 if large else q, "scale": scale}
+
+    def stored(self, packed):
+        q, scale = packed["q"], packed["scale"]
+        if q.shape[1] < 32 * scale.shape[1]:
+            q = torch.stack((q << 4 >> 4, q >> 4), -1).flatten(1)
+        return (q.float().unflatten(1, (-1, 32)) * scale[..., None]).flatten(1)
+
+    def linear(self, x, packed):
+        return functional.linear(x.float(), self.stored(packed)).to(x.dtype)
+
+    def dequant(self, packed):
+        stored = self.stored(packed)
+        if packed["q"].shape[1] < 32 * packed["scale"].shape[1]:
+            return stored
+        return stored + 0.1 * stored.abs().mean() * torch.randn_like(stored)
