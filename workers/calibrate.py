@@ -198,8 +198,10 @@ def workspace(accelerator: int = 0) -> Iterator[Workspace]:
 
 SPIN = """
 def _slowed(method, share={share!r}):
+    import functools
     import time
 
+    @functools.wraps(method)  # it takes what the method takes, `out` among it
     def spinning(*arguments, **keywords):
         began = time.perf_counter()
         result = method(*arguments, **keywords)
@@ -214,6 +216,7 @@ def _slowed(method, share={share!r}):
 # own for each call would take longer than what is planted.
 SLEEP = """
 def _slowed(method, share={share!r}, nap=5e-6, launching=1.5e-6, calls=8, rounds=5):
+    import functools
     import torch
 
     taken, rate, owed = {{}}, [0.0], [0.0]
@@ -235,6 +238,7 @@ def _slowed(method, share={share!r}, nap=5e-6, launching=1.5e-6, calls=8, rounds
         graph.replay()
         return sorted(seconds(graph.replay) for _ in range(rounds))[rounds // 2] / calls
 
+    @functools.wraps(method)
     def sleeping(*arguments, **keywords):
         key = tuple(tuple(item.shape) for item in arguments if isinstance(item, torch.Tensor))
         if key not in taken and not torch.cuda.is_current_stream_capturing():

@@ -6,6 +6,7 @@ outcome is signed with its attempt's token, so that only the worker that was giv
 
 import hashlib
 import hmac
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -47,6 +48,7 @@ def judge_queue(machine_class: str) -> str:
 Sha = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
 Path = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 MAX_LINE = 4000
+SHORT_LINE = 400
 Line = Annotated[str, msgspec.Meta(max_length=MAX_LINE)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 SuiteName = Literal["unit", "integration", "performance"]
@@ -296,12 +298,12 @@ def decode_progress(text: str | bytes) -> Progress:
 
 
 def encode_outcome(outcome: Outcome) -> str:
-    """The outcome as `decode_outcome` takes it: what is said is cut where it is too long, and of an outcome that is too large the largest artifacts
-    are left out, then the samples.
+    """The outcome as `decode_outcome` takes it: what is said is cut where it is too long, figures that are no finite numbers are left out, and of an
+    outcome that is too large the largest artifacts, then the samples.
 
     Much of an outcome follows from what a contributor wrote: however long that is, there is a verdict.
     """
-    outcome = _cut(outcome)
+    outcome = _cut(outcome, MAX_LINE)
     text = encode(outcome)
     dropped: list[str] = []
     while len(text.encode()) > MAX_OUTCOME_BYTES - LEFT_OUT_BYTES and outcome.artifacts:
@@ -310,37 +312,37 @@ def encode_outcome(outcome: Outcome) -> str:
         outcome = msgspec.structs.replace(outcome, artifacts=kept)
         text = encode(outcome)
     if len(text.encode()) > MAX_OUTCOME_BYTES - LEFT_OUT_BYTES:
-        dropped.append("samples")
-        outcome = msgspec.structs.replace(
-            outcome, implementations=[_without_samples(i) for i in outcome.implementations]
-        )
+        dropped.append("samples, and the ends of sentences")
+        bare = [_without_samples(found) for found in outcome.implementations]
+        outcome = _cut(msgspec.structs.replace(outcome, implementations=bare), SHORT_LINE)
     if dropped:
         note = {LEFT_OUT: f"The outcome was too large; left out: {', '.join(dropped)}"[: LEFT_OUT_BYTES // 2]}
         text = encode(msgspec.structs.replace(outcome, artifacts=outcome.artifacts | note))
     return text
 
 
-def _cut(value: Any) -> Any:
-    """A message with each `Line` in it of a length that is taken."""
+def _cut(value: Any, most: int) -> Any:
+    """A message with each `Line` in it of at most `most` characters, and without figures that are no finite numbers, which JSON does not have."""
     if isinstance(value, msgspec.Struct):
         changes = {}
         for field in msgspec.structs.fields(value):
             old = getattr(value, field.name)
-            lines = field.type in (Line, tuple[Line, ...])
-            new = _cut_line(old) if lines else _cut(old)
+            new = _cut_line(old, most) if field.type in (Line, tuple[Line, ...]) else _cut(old, most)
             if new is not old:
                 changes[field.name] = new
         return msgspec.structs.replace(value, **changes) if changes else value
     if isinstance(value, list):
-        items = [_cut(item) for item in value]
+        items = [_cut(item, most) for item in value]
         return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if isinstance(value, dict) and any(isinstance(item, float) and not math.isfinite(item) for item in value.values()):
+        return {name: item for name, item in value.items() if not isinstance(item, float) or math.isfinite(item)}
     return value
 
 
-def _cut_line(value: Any) -> Any:
+def _cut_line(value: Any, most: int) -> Any:
     if isinstance(value, tuple):
-        return tuple(_cut_line(line) for line in value)
-    return value if len(value) <= MAX_LINE else f"{value[: MAX_LINE - 2]} …"
+        return tuple(_cut_line(line, most) for line in value)
+    return value if len(value) <= most else f"{value[: most - 2]} …"
 
 
 def _without_samples(found: ImplementationOutcome) -> ImplementationOutcome:

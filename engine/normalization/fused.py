@@ -33,7 +33,7 @@ class FusedRMSNorm:
         self._eps = torch.tensor(eps, dtype=torch.float32, device="cpu")
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, out: tuple[Tensor, Tensor] | None = None
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, out: tuple[Tensor, Tensor | None] | None = None
     ) -> tuple[Tensor, Tensor]:
         """x, residual [T, D], weight [D] -> (normalized [T, D], x + residual [T, D]), in `out` where that is given."""
         if x.is_cuda:
@@ -47,7 +47,7 @@ class FusedRMSNorm:
 
 
 def cuda_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: tuple[Tensor, Tensor] | None
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: tuple[Tensor, Tensor | None] | None
 ) -> tuple[Tensor, Tensor]:
     """The same in one kernel."""
     tokens, width = x.shape

@@ -24,7 +24,7 @@ class PlainRMSNorm:
         self.eps = eps
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, out: tuple[Tensor, Tensor] | None = None
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, out: tuple[Tensor, Tensor | None] | None = None
     ) -> tuple[Tensor, Tensor]:
         """x, residual [T, D], weight [D] -> (normalized [T, D], x + residual [T, D]), in `out` where that is given."""
         y, total = (None, None) if out is None else out

@@ -19,8 +19,8 @@ class Adapter(Protocol):
         swiglu(gate_up [T, 2F]) -> [T, F]
         attention(q [B, H, Tq, D], k [B, H, Tk, D], v [B, H, Tk, D], scale: float) -> [B, H, Tq, D], causal, the last
             query aligned with the last key
-    Each returns the dtype of its first argument and leaves its arguments unchanged. A further parameter, out: Tensor | None = None, is given the memory
-    that the result is wanted in; what is returned elsewhere is copied.
+    Each returns the dtype of its first argument and leaves its arguments unchanged. A further parameter of rms_norm, softmax and swiglu, out: Tensor | None = None,
+    is given the memory that the result is wanted in; what is returned elsewhere is copied.
     """
 
     def detect(self) -> str | None:

@@ -66,6 +66,14 @@ def decode_source(data: bytes) -> str:
     return text
 
 
+def _check_numbers(value: object) -> None:
+    """Raises ValueError where a value holds a whole number that TOML does not have: nobody could write it down, or compute with it."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("it holds a whole number of more than 64 bits")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(item)
+
+
 def parse_header(source: str) -> Header:
     """The header declared in `source`. Raises HeaderError with a sentence that says what to write instead."""
     source = source.replace("\r\n", "\n")
@@ -81,10 +89,9 @@ def parse_header(source: str) -> Header:
     toml = "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in lines)
     try:
         values = tomllib.loads(toml)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # whole numbers of thousands of digits are a ValueError of Python's own
+        _check_numbers(values)
+    # Whole numbers of thousands of digits are a ValueError of Python's own.
+    except (ValueError, RecursionError) as error:
         # It counts from the block's first line.
         before = source.count("\n", 0, blocks[0].start("content"))
         said = re.sub(r"at line (\d+), column \d+", lambda at: f"line {before + int(at[1])}", str(error))

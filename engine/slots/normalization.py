@@ -17,7 +17,7 @@ class Normalization(Protocol):
         x, residual: [T, D]; weight: [D]. Returns (h / sqrt(mean(h ** 2) + eps) * weight, h), both [T, D] in the dtype
         of x. x and residual must stay unchanged, and later calls must leave what was returned as it is.
 
-        A further parameter, out: tuple[Tensor, Tensor] | None = None, is given the memory, of the same shapes and dtype, that the two are wanted in;
-        what was not written there, or is returned elsewhere, is copied.
+        A further parameter, out: tuple[Tensor, Tensor | None] | None = None, is given the memory, of the same shapes and dtype, that the two are
+        wanted in, None for h without a residual; what is returned elsewhere is copied.
         """
         ...

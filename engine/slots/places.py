@@ -4,7 +4,7 @@ It is offered to every module, by the keyword `out`, since one that looks for it
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,10 +20,10 @@ def takes_out(function: Callable[..., Any]) -> bool:
         return False
 
 
-def put(what: str, value: Tensor, place: Tensor, last: Tensor | None = None) -> Tensor:
+def put(what: str, value: Tensor, place: Tensor, earlier: Sequence[Tensor] = ()) -> Tensor:
     """A result in its place among a call's outputs, where it may lie already.
 
-    what: how sentences call it. last: its result before. Raises SlotError where it is none, or lies where that one does.
+    what: how sentences call it. earlier: results of earlier steps, which are still alive. Raises SlotError where it is none, or lies where one of these does.
     """
     if not isinstance(value, Tensor):
         raise SlotError(f"{what} must be a tensor, not {type(value).__name__}.")
@@ -31,8 +31,9 @@ def put(what: str, value: Tensor, place: Tensor, last: Tensor | None = None) -> 
         raise SlotError(f"{what} has shape {list(value.shape)}; expected {list(place.shape)}.")
     if value.dtype != place.dtype:
         raise SlotError(f"{what} has dtype {value.dtype}; expected {place.dtype}.")
-    if last is not None and value.data_ptr() == last.data_ptr():
+    address = value.data_ptr()
+    if any(other.data_ptr() == address for other in earlier):
         raise SlotError(f"{what} lies where an earlier result does, which must outlive later calls.")
-    if value.data_ptr() != place.data_ptr() or value.stride() != place.stride():
+    if address != place.data_ptr() or value.stride() != place.stride():
         place.copy_(value)
     return place

@@ -1,6 +1,7 @@
 """Where a call's outputs lie: every module is told, those of the engine write there, and whoever does not is copied."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.slots.kind import kind_named
+from engine.slots.kind import Environment, kind_named
+from engine.slots.kinds.adapter import ROW_WISE
 from engine.slots.places import put, takes_out
 from engine.slots.registry import SlotError, load
+from engine.slots.source import Source
+from tests.engine.judging import header
 
 MODULES = [(kind, name) for kind in ("normalization", "activation") for name in ("plain", "fused")]
 
@@ -50,7 +54,7 @@ def test_modules_of_the_engine_leave_no_copy_that_another_could_leave_out(kind: 
 
 
 @pytest.mark.parametrize("name", ["generic", "cpu_x86", "cpu_arm"])
-@pytest.mark.parametrize("operator", ["rms_norm", "softmax", "swiglu"])
+@pytest.mark.parametrize("operator", ROW_WISE)
 def test_operators_of_adapters_are_told_as_well(name: str, operator: str) -> None:
     driver: Any = kind_named("adapter").driver(load("adapter", name))
     params = {"operator": operator, "eps": 1e-5}
@@ -63,15 +67,11 @@ def test_operators_of_adapters_are_told_as_well(name: str, operator: str) -> Non
 
 
 class Silent:
-    """An activation that takes no place; `shared`: it gives the same memory each time."""
-
-    def __init__(self, shared: Tensor | None = None) -> None:
-        self.shared = shared
+    """An activation that takes no place."""
 
     def forward(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        product = functional.silu(gate) * up
-        return product if self.shared is None else self.shared.copy_(product)
+        return functional.silu(gate) * up
 
 
 class Placing(Silent):
@@ -91,14 +91,53 @@ def test_what_lies_elsewhere_is_copied(kind_of_module: type[Silent]) -> None:
     assert torch.equal(driver.into["y"], Silent().forward(call[2]["gate_up"]))
 
 
-def test_one_buffer_for_all_results_is_refused() -> None:
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_few_buffers_for_many_results_are_refused(buffers: int) -> None:
+    """Later calls leave what was returned as it is."""
+
     class Sharing(Silent):
         def __init__(self) -> None:
-            super().__init__(torch.empty(3, 16))
+            self.buffers = [torch.empty(2, 16) for _ in range(buffers)]
+            self.calls = 0
+
+        def forward(self, gate_up: Tensor) -> Tensor:
+            self.calls += 1
+            return self.buffers[self.calls % buffers].copy_(Silent().forward(gate_up))
 
     driver: Any = kind_named("activation").driver(Sharing)
     with pytest.raises(SlotError, match="'y' lies where an earlier result does"):
-        driver.run(*asked("activation", torch.float32))
+        driver.run("swiglu", {"repeat": 3}, {"gate_up": torch.randn(6, 32)}, {})
+
+
+def test_without_a_residual_the_second_result_is_what_was_given() -> None:
+    class Telling:
+        def __init__(self, eps: float) -> None:
+            self.places: list[Any] = []
+
+        def forward(self, x: Tensor, residual: Tensor | None, weight: Tensor, out: Any = None) -> tuple[Tensor, Tensor]:
+            self.places.append(out)
+            return out[0].copy_(x), x
+
+    kind = kind_named("normalization")
+    driver: Any = kind.driver(Telling)
+    x, held = torch.randn(4, 16), {"weight": torch.rand(2, 16)}
+    params = {"repeat": 2, "eps": 1e-5, "weight": "weight"}
+    assert torch.equal(driver.run("norm", params, {"x": x}, held)["residual"], x)
+    # Where it is timed nobody asks for a copy of it.
+    driver.into = {"y": torch.empty(4, 16)}
+    assert set(driver.run("norm", params, {"x": x}, held)) == {"y"}
+    assert [place[1] for place in driver.instances[1e-5].places] == [None] * 4
+    for device, sm in (("cpu", 0), ("cuda", 90)):
+        environment = Environment("x", device, ("float32", "bfloat16"), sm=sm)  # type: ignore[arg-type]
+        for case in kind.cases("performance", header("normalization"), environment):
+            assert {"y", "residual"} - ({"residual"} if not case["residual"] else set()) == outputs_of(kind, case)
+
+
+def outputs_of(kind: Any, case: Any) -> set[str]:
+    """The outputs that a case's calls ask for, of few tokens and on the CPU."""
+    small = replace(case, params={**case.params, "tokens": 3, "repeat": 1, "device": "cpu"})
+    source = Source(b"places")
+    return set(kind.draw(small, kind.held(small, source), source).outputs)
 
 
 def test_what_is_not_two_tensors_is_refused() -> None:

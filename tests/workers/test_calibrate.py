@@ -10,6 +10,7 @@ import pytest
 
 from engine.slots import registry
 from engine.slots.kind import Environment, digest_of, kind_named
+from engine.slots.places import takes_out
 from workers import calibrate, calibrations
 from workers.calibrate import Bank, BankedAttempt, BankedPair, learn, slowed, workspace
 from workers.judge.speed import rule_for
@@ -219,7 +220,10 @@ def test_a_slowed_copy_is_a_slot_file_that_spins(slot: str, monkeypatch: pytest.
         monkeypatch.delitem(sys.modules, path.removesuffix(".py").replace("/", "."), raising=False)
         header, implementation = registry.load_file(tree / path)
     assert header.kind == slot
-    assert getattr(implementation, calibrate.SPINNING[slot]).__name__ == "spinning"
+    method = getattr(implementation, calibrate.SPINNING[slot])
+    assert method.__code__.co_name == "spinning"
+    # Else it would be slowed by a copy as well.
+    assert takes_out(method) is (slot in ("normalization", "activation"))
 
 
 class Silent(calibrate.Tell):

@@ -7,6 +7,7 @@ from workers.protocol import (
     LEFT_OUT,
     MAX_LINE,
     MAX_OUTCOME_BYTES,
+    SHORT_LINE,
     ImplementationOutcome,
     Outcome,
     PairRecord,
@@ -79,6 +80,33 @@ def test_and_then_its_samples() -> None:
     assert not performance.pairs[0].base_samples
     assert not performance.sentinels[0].head_samples
     assert "samples" in read.artifacts[LEFT_OUT]
+
+
+def test_and_then_the_ends_of_sentences() -> None:
+    sentence = "\U0001f600" * MAX_LINE
+    item = outcome_of("Wrong.").implementations[0]
+    reasons = [protocol.Reason("x", sentence, recipe=sentence, next_step=sentence)] * 200
+    outcome = msgspec.structs.replace(
+        outcome_of("Wrong."), implementations=[msgspec.structs.replace(item, reasons=reasons)]
+    )
+    read = decode_outcome(encode_outcome(outcome))
+    assert len(read.implementations[0].reasons) == 200
+    assert len(read.implementations[0].reasons[0].sentence) == SHORT_LINE
+
+
+def test_figures_that_are_no_numbers_are_left_out() -> None:
+    item = outcome_of("Wrong.").implementations[0]
+    figures = {"a": 1.0, "b": float("nan"), "c": float("inf")}
+    outcome = msgspec.structs.replace(
+        outcome_of("Wrong."), implementations=[msgspec.structs.replace(item, quality=figures, figures=figures)]
+    )
+    read = decode_outcome(encode_outcome(outcome)).implementations[0]
+    assert read.quality == read.figures == {"a": 1.0}
+
+
+def test_nothing_else_is_changed() -> None:
+    outcome = outcome_of("Wrong.", samples=1_000_000, artifacts={"inputs.json": "y"})
+    read = decode_outcome(encode_outcome(outcome))
     assert msgspec.structs.replace(read, artifacts={}, implementations=[]) == msgspec.structs.replace(
         outcome, artifacts={}, implementations=[]
     )

@@ -223,13 +223,13 @@ class ActivationDriver:
         if wanted is None:
             wanted = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
         places = wanted.chunk(repeat)
-        last: Tensor | None = None
+        earlier: list[Tensor] = []
         for number, part in enumerate(gate_up.chunk(repeat)):
             taken = signed_by_many(part, places[number - 1]) if number and params.get("follows") else part
             room = {"out": places[number]} if self.takes_out else {}
             given = self.activation.forward(taken, **room)
-            put("'y'", given, places[number], last)
-            last = given
+            put("'y'", given, places[number], earlier)
+            earlier.append(given)
         return {"y": wanted}
 
 

@@ -497,8 +497,8 @@ def compare_sparse(case: Case, got: Mapping[str, Tensor], given: Mapping[str, Te
     for q, kv, chosen, out in parts:
         outputs.append(out)
         wanted.append(reference(q, kv, meta, shape, block_mask=chosen))
-        # As in class E: of long histories of loud values, bfloat16 itself is off by more than a fixed bound would let pass.
-        if case["suite"] == "unit":
+        # Of long histories of loud values, bfloat16 itself is off by more than a fixed bound would let pass. Float32 is not, and has as many errors as orders of a sum.
+        if case["suite"] == "unit" and case.dtype != "float32":
             plain.append(reference(q, kv, meta, shape, q.dtype, chosen))
     what = "out" if not looked_at else f"out of the layers {', '.join(map(str, looked_at))}"
     yardstick = torch.cat(plain) if plain else None

@@ -363,7 +363,7 @@ class QuantizationKind(SlotKind):
         for weight, packed in proxy.packed:
             error += float((proxy.dequant(packed) - weight.float()).square().sum())
             total += float(weight.float().square().sum())
-            packed_bytes += sum(tensor.nbytes for tensor in packed.values())
+            packed_bytes += sum(counted_bytes(tensor) for tensor in packed.values())
             elements += weight.numel()
         return {STORED_ERROR: (error / total) ** 0.5, BITS: 8 * packed_bytes / elements} if total else {}
 
@@ -416,6 +416,11 @@ class QuantizationKind(SlotKind):
     def driver(self, implementation: type[Any]) -> Driver:
         """Makes one instance."""
         return QuantizationDriver(implementation())
+
+
+def counted_bytes(tensor: Tensor) -> int:
+    """The bytes of a packed tensor of the model, which computes in float32: on an accelerator cases compute in 16 bits, and so do scales that follow a weight's dtype."""
+    return tensor.nbytes // 2 if tensor.is_cuda and tensor.dtype == torch.float32 else tensor.nbytes
 
 
 def compare_stored(dequant: Tensor, weight: Tensor, quality_class: str) -> Finding | None:
@@ -642,14 +647,14 @@ class QuantizationDriver:
             given: list[Tensor] = []
             target = self.into.get("y")
             places = None if target is None else target.chunk(count * rounds)
-            last: Tensor | None = None
+            last: list[Tensor] = []
             for number in range(count * rounds):
                 x = parts[number] if rounds == 1 else taken_by(number, parts, given, inputs.get("bounds"))
                 product = self.quantization.linear(x, packed[number % count])
                 given.append(
                     product if places is None else put("What `linear` returned", product, places[number], last)
                 )
-                last = product
+                last = [product]
             return {"y": torch.cat(given) if target is None else target}
         if operation == "embedding":
             return {"y": self.quantization.embedding(inputs["ids"], packed_of(held, of))}
