@@ -299,7 +299,7 @@ class AdapterDriver:
     def __init__(self, adapter: Any) -> None:
         self.adapter = adapter
         self.operators: dict[str, Callable[..., Tensor]] = dict(adapter.operators())
-        self.taking_out = {name for name in ROW_WISE if takes_out(self.operators.get(name, min))}
+        self.taking_out = {n for n in ROW_WISE if n in self.operators and takes_out(self.operators[n])}
         self.into: Mapping[str, Tensor] = {}
 
     def prepare(self, operation: str, params: Mapping[str, Scalar], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
