@@ -242,7 +242,8 @@ class Silent(calibrate.Tell):
 
 
 @pytest.mark.slow  # Measures a real pair, up to three times where the machine is busy.
-def test_pairs_are_measured_in_the_sandbox_and_gone_on_with(bank: Bank) -> None:
+def test_pairs_are_measured_in_the_sandbox_and_gone_on_with(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(kind_named("activation")), "parts_of_a_pair", 1)
     first, again = Silent(), Silent()
     with workspace() as made:
         calibrate.bank_pairs(made, bank, "activation", 0.0, 1, first)

@@ -30,7 +30,11 @@ class Slower:
 
 
 @pytest.mark.slow  # eleven pairs of real processes
-def test_base_meets_itself_after_the_decision(repository: Repository, mirror: Path) -> None:
+def test_base_meets_itself_after_the_decision(
+    repository: Repository, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is so much slower is seen in one part of a pair.
+    monkeypatch.setattr(type(kind_named("activation")), "parts_of_a_pair", 1)
     path = "engine/activation/slower.py"
     header = (ROOT / PLAIN).read_text().partition("# ///\n")[0].replace('name = "plain"', 'name = "slower"')
     head = repository.pull({path: header + "# ///\n" + SLOW})
