@@ -40,7 +40,6 @@ from workers.protocol import (
     decode_job,
     decode_outcome,
     encode,
-    encode_outcome,
     sign,
 )
 
@@ -135,7 +134,7 @@ def judge(job_json: str) -> None:
         return
     presence.attempt = job.attempt
     try:
-        text = encode_outcome(run_attempt(job))
+        text = encode(run_attempt(job))
         send(FINISHED_TASK, job.attempt, text, sign(job.token, text))
     finally:
         presence.attempt = ""

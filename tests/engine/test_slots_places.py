@@ -162,7 +162,7 @@ def test_only_what_fits_is_put_in_its_place() -> None:
     ]:
         with pytest.raises(SlotError, match=sentence):
             put("'y'", value, place)  # type: ignore[arg-type]
-    # The same memory read in another order is not what lies there.
+    # What lies elsewhere in another order is copied into that of the place.
     square = torch.arange(9.0).view(3, 3)
     assert put("'y'", square.t().clone(), square).tolist() == torch.arange(9.0).view(3, 3).t().tolist()
 

@@ -73,24 +73,30 @@ def load(message: Load) -> tuple[Driver, bool]:
     return kind.driver(implementation), kind.recordable(header)
 
 
-def copy_out(results: Any, regions: list[Region], mappings: Mappings) -> None:
-    """Copies the named results into the judge's buffers. Raises SlotError where one is missing or has another form."""
-    for region in regions:
-        if region.name not in results:
-            raise SlotError(f"The implementation returned no {region.name!r}.")
-        put(repr(region.name), results[region.name], mappings.tensor(region))
+def places_of(regions: list[Region], mappings: Mappings) -> dict[str, torch.Tensor]:
+    """Where the judge reads what a call gives, by name."""
+    return {region.name: mappings.tensor(region) for region in regions}
+
+
+def copy_out(results: Any, places: Mapping[str, torch.Tensor]) -> None:
+    """Puts the named results where the judge reads them. Raises SlotError where one is missing or has another form."""
+    for name, place in places.items():
+        if name not in results:
+            raise SlotError(f"The implementation returned no {name!r}.")
+        put(repr(name), results[name], place)
 
 
 def compute(driver: Driver, message: Run, held: dict[str, torch.Tensor], mappings: Mappings) -> object:
     """Runs an operation on what the message names. Returns what has to live until the judge was answered: freeing it takes time."""
     inputs = {region.name: mappings.tensor(region) for region in message.inputs}
+    places = places_of(message.outputs, mappings)
     if message.operation == NOTHING:
         results: Mapping[str, torch.Tensor] = {message.outputs[0].name: next(iter(inputs.values()))}
     else:
         if hasattr(driver, "into"):
-            driver.into = {region.name: mappings.tensor(region) for region in message.outputs}
+            driver.into = places
         results = driver.run(message.operation, message.params, inputs, held)
-    copy_out(results, message.outputs, mappings)
+    copy_out(results, places)
     return inputs, results
 
 
@@ -199,7 +205,7 @@ def serve(
                 )
             elif isinstance(message, Collect):
                 mappings.map(message.buffers, fds)
-                copy_out(prepared, message.outputs, mappings)
+                copy_out(prepared, places_of(message.outputs, mappings))
                 finish()
                 answer = Done(seq)
             else:

@@ -274,15 +274,15 @@ def apply_operator(
     weight: Tensor | None,
     out: Tensor | None,
 ) -> Tensor:
-    """Calls an operator with the arguments that its name stands for. out: where one that takes it is told to put its result."""
+    """Calls an operator with the arguments that its name stands for. out: where a row-wise one that takes it is told to put its result."""
     room = {} if out is None else {"out": out}
     operator = params["operator"]
     if operator == "linear":
-        return function(inputs["x"], weight, **room)
+        return function(inputs["x"], weight)
     if operator == "rms_norm":
         return function(inputs["x"], weight, float(params["eps"] or 0.0), **room)
     if operator == "attention":
-        return function(inputs["q"], inputs["k"], inputs["v"], float(params["scale"] or 0.0), **room)
+        return function(inputs["q"], inputs["k"], inputs["v"], float(params["scale"] or 0.0))
     return function(inputs["x"], **room)
 
 

@@ -54,7 +54,7 @@ IDLE_CPU_SECONDS = 0.05
 # On the accelerator calls are drawn one by one and few of them compared: all inputs and expected outputs of a sample would not fit
 # there, and the definition takes longer than what it judges. Which ones is secret, and not a fixed number of them: a host may notice that one of
 # its calls was compared. A module that cheats in a third of its calls gets through 24 pairs of one comparison each, on average, with a chance of
-# 1 in 3,000; in half of its calls, as it has to for a median, 1 in 200,000.
+# 1 in 3,000; in half of its calls, as it has to for a median, 1 in 160,000.
 COMPARE_SECONDS = 0.25
 MAX_COMPARED = 3
 WEIGHED = 3

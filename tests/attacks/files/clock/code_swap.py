@@ -20,11 +20,11 @@ from engine.slots import places
 from engine.slots.registry import register
 
 
-def nothing(results, regions, mappings):
+def nothing(results, places):
     return None
 
 
-def in_place(what, value, place, last=None):
+def in_place(what, value, place, earlier=()):
     return place
 
 
