@@ -249,8 +249,44 @@ def time_of(work: Callable[[], Any]) -> float:
     return statistics.median(taken)
 
 
+# What a slot file of attention does besides, to have a host tell the milliseconds between two events of each call after it was answered.
+TELLS = """
+
+def _tells():
+    import sys
+
+    import torch
+
+    host = sys.modules["__main__"]
+    compute = host.compute
+
+    class Told:
+        def __init__(self):
+            self.began, self.ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+        def __del__(self):
+            sys.stderr.write(f"{self.began.elapsed_time(self.ended)} ms between events\\n")
+
+    def between_events(driver, message, *rest):
+        if message.operation == host.NOTHING:
+            return compute(driver, message, *rest)
+        told = Told()
+        told.began.record()
+        lives = compute(driver, message, *rest)
+        told.ended.record()
+        return lives, told
+
+    host.compute = between_events
+
+
+_tells()
+"""
+TOLD = re.compile(r"^([0-9.]+) ms between events$", re.MULTILINE)
+
+
 def overhead(out: Path) -> None:
-    """The judge's time of calls of each performance case beside CUDA events of the same work in the judge's own process, in turns; and an empty call."""
+    """The judge's time of calls of each performance case beside CUDA events of the same work in the judge's own process, in turns;
+    attention, which is not replayed from a recording, also beside events of the very calls in the host; and an empty call."""
     from engine.slots.kind import kind_named
     from engine.slots.registry import load_file, read_header
     from engine.slots.source import Source
@@ -266,9 +302,14 @@ def overhead(out: Path) -> None:
     # Host and judge on processors as in an attempt: what is launched from Python takes as long as its processor does.
     hosts.step_aside()
     found: dict[str, Any] = {}
+    folder = tempfile.TemporaryDirectory()
+    tells = laid_out(Path(folder.name), PATHS["attention"], lambda source: source + TELLS).head
+    # The user of a host must be able to enter what is bound for it.
+    Path(folder.name).chmod(0o755)
     for kind_name in ("attention", "normalization", "activation"):
         kind = kind_named(kind_name)
         path = f"engine/{kind_name}/{kind.default}.py"
+        tree = tells if kind_name == "attention" else ROOT
         header = read_header(ROOT / path)
         _, implementation = load_file(ROOT / path)
         driver = kind.driver(implementation)
@@ -278,7 +319,7 @@ def overhead(out: Path) -> None:
             held = kind.held(case, source.child(case.name, "held"))
             hosts.refills.learn(kind.draw(case, held, source.child(case.name, 0)).inputs)
             hosts.refills.learn(empty_call().inputs)
-            client = hosts.open(Side(ROOT, path, header.name))
+            client = hosts.open(Side(tree, path, header.name))
             hosts.onto_free_cores(client)
             figures = beside_events(kind, driver, case, held, client, source, furnace, kind.recordable(header))
             found[f"{kind_name} {case.name}"] = figures
@@ -288,6 +329,7 @@ def overhead(out: Path) -> None:
                 print("one row normalized", found["one row, us"], flush=True)
             hosts.end()
     hosts.close()
+    folder.cleanup()
     ahead = Hosts(best_level(), where.threads, device="cuda")
     side = Side(ROOT, PATHS["norm"], "plain")
     ahead.open(side)
@@ -310,6 +352,7 @@ def beside_events(
     """Medians of calls drawn anew, each made once by the host under the judge's clock and once here between two events; ms."""
     import torch
 
+    from workers.host.__main__ import copy_out
     from workers.host.recording import as_graph
     from workers.judge.device import beside
 
@@ -320,9 +363,9 @@ def beside_events(
     outs = {name: torch.empty(s.shape, dtype=s.torch_dtype, device="cuda") for name, s in first.outputs.items()}
 
     def work() -> None:
-        got = driver.run(first.operation, first.params, inputs, mine)
-        for name, target in outs.items():
-            target.copy_(got[name])
+        if hasattr(driver, "into"):
+            driver.into = outs
+        copy_out(driver.run(first.operation, first.params, inputs, mine), outs)
 
     def here(call: Any, doing: Any) -> float:
         for name, tensor in call.inputs.items():
@@ -352,7 +395,19 @@ def beside_events(
             call = kind.draw(case, held, source.child(case.name, number))
             rows.append((here(call, doing), *judged(call)))
     events, seconds, look, refill = (statistics.median(column) for column in zip(*rows[1:], strict=True))
-    return {
+    # What the host said last is read by a thread.
+    time.sleep(0.1)
+    told = [float(ms) for ms in TOLD.findall(client.process.stderr_tail())][-ROUNDS_BESIDE:]
+    # Of the same call, which in the host and in this process can take one of two lengths for long.
+    in_host = (
+        {
+            "events_in_host_ms": statistics.median(told),
+            "overhead_in_host": statistics.median(row[1] / ms for row, ms in zip(rows[1:], told, strict=True)) - 1,
+        }
+        if told
+        else {}
+    )
+    return in_host | {
         "events_ms": events,
         "judged_ms": seconds,
         "overhead": seconds / events - 1,
