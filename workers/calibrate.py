@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,7 @@ from engine.slots.header import FOLDERS
 from engine.slots.kind import kind_named
 from engine.slots.registry import implementations
 from engine.slots.source import Source
-from workers import calibrations
+from workers import calibrations, steps
 from workers.attempt import make_attempt
 from workers.calibrations import (
     Banked,
@@ -43,6 +44,7 @@ from workers.calibrations import (
     CaseCalibration,
     Planted,
     SlotCalibration,
+    StepShares,
     WholeAttempts,
 )
 from workers.checkout import Trees
@@ -74,6 +76,7 @@ PAIRS_PER_ATTEMPT = 32
 PAIR_SECONDS_AT_MOST = 180.0
 OCCUPIED_SECONDS = 60.0
 """How long another attempt on the same accelerator is waited for."""
+OTHERS_AT_WORK = f"Another attempt is using this accelerator; waiting up to {OCCUPIED_SECONDS:.0f} s."
 FOR_A_FLOOR = 12
 SPINNING = {"attention": "forward", "quantization": "linear", "normalization": "forward", "activation": "forward"}
 """The method of a kind that a slowed copy spins in."""
@@ -476,9 +479,7 @@ class Tell:
 
     def waiting(self) -> None:
         """Another attempt holds the accelerator: a bar that stands still says nothing."""
-        self.progress.console.print(
-            f"Another attempt is using this accelerator; waiting up to {OCCUPIED_SECONDS:.0f} s."
-        )
+        self.progress.console.print(OTHERS_AT_WORK)
 
 
 def markdown(found: Calibration) -> str:
@@ -503,6 +504,19 @@ def markdown(found: Calibration) -> str:
             f"| {name} | {_pairs(slot)} | {percent(slot.spread, 2)} | {slot.bias} | {_rate(slot.false_gates)} of {slot.false_gates.total} "
             f"| {slower} | {effect} | {percent(slot.equivalence)} | {attempts} | {slot.seconds_per_pair:.1f} |"
         )
+    if found.steps:
+        slots = list(found.steps[0].shares)
+        lines += [
+            "",
+            "What slots take of whole steps of a model, with the defaults in them: how much less time a step takes without one (`--steps`; ± a round's standard deviation).",
+            "",
+            f"| step | ms | {' | '.join(slots)} |",
+            f"| --- | --- |{' --- |' * len(slots)}",
+        ]
+        lines += [
+            f"| {step.step} | {step.milliseconds:.1f} | {' | '.join(_share(step, slot) for slot in slots)} |"
+            for step in found.steps
+        ]
     for name, slot in found.slots.items():
         lines += ["", f"## {name}", "", "| case | floor | bias | spread |", "| --- | --- | --- | --- |"]
         lines += [
@@ -520,6 +534,10 @@ def markdown(found: Calibration) -> str:
                 for item in slot.planted
             ]
     return "\n".join(lines) + "\n"
+
+
+def _share(step: StepShares, slot: str) -> str:
+    return f"{percent(step.shares[slot])} ± {percent(step.spread[slot])}"
 
 
 def _rate(rate: Rate) -> str:
@@ -598,6 +616,7 @@ def calibrate(
     facts = machine.facts()
     before = calibrations.of_machine(where.machine_class, facts) if folder == calibrations.folder() else None
     learned = dict(before.slots) if before is not None else {}
+    known = before.steps if before is not None else []
     with workspace(accelerator) as made, Progress(*columns, console=console) as progress:
         for slot in slots:
             bank_pairs(made, bank, slot, 0.0, pairs, Tell(progress, f"{slot}: pairs of the same code"))
@@ -610,7 +629,29 @@ def calibrate(
             learned[slot] = learn(
                 bank, where.machine_class, calibrations.make(facts), slot, plants, where.device, resamples
             )
-    found = Calibration(where.machine_class, datetime.now(UTC).date().isoformat(), facts, dict(sorted(learned.items())))
+    found = Calibration(
+        where.machine_class, datetime.now(UTC).date().isoformat(), facts, dict(sorted(learned.items())), known
+    )
+    write(found, folder)
+    return found
+
+
+def calibrate_steps(folder: Path, console: Console, accelerator: int = 0) -> Calibration:
+    """Measures what each slot takes of whole steps of a model and adds it to the calibration in `folder`."""
+    where, facts = machine.environment(), machine.facts()
+    found = calibrations.of_machine(where.machine_class, facts) if folder == calibrations.folder() else None
+    today = datetime.now(UTC).date().isoformat()
+    measured = []
+    rounds = steps.ROUNDS[where.device]
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn())
+    waiting = partial(console.print, OTHERS_AT_WORK)
+    with Progress(*columns, console=console) as progress, sole_use(accelerator, OCCUPIED_SECONDS, waiting):
+        for step in steps.STEPS[where.device]:
+            tell = Tell(progress, step.name)
+            tell.total(steps.WARM_UPS + rounds)
+            measured.append(steps.shares_of(step, steps.MODELS[where.device], where.device, rounds, tell.done))
+    found = found or Calibration(where.machine_class, today, facts, {})
+    found = msgspec.structs.replace(found, steps=measured)
     write(found, folder)
     return found
 
@@ -656,6 +697,11 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="which one to measure on (default: that of CUDA_VISIBLE_DEVICES, else 0)",
     )
+    parser.add_argument(
+        "--steps",
+        action="store_true",
+        help="measure only what each slot takes of whole steps of a model, which tells later attempts what a model gains",
+    )
     parser.add_argument("--outcomes", type=Path, metavar="FOLDER", help="keep the outcomes of whole attempts there")
     options = parser.parse_args(arguments)
     try:
@@ -673,18 +719,22 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     slots = options.slot or [name for name in FOLDERS if name in SPINNING]
     try:
-        found = calibrate(
-            slots,
-            Bank(options.bank),
-            options.out,
-            console,
-            pairs=options.pairs,
-            attempts=options.attempts,
-            plants=tuple(options.plant or ()),
-            planted_pairs=options.planted_pairs,
-            resamples=options.resamples,
-            accelerator=accelerator,
-            outcomes=options.outcomes,
+        found = (
+            calibrate_steps(options.out, console, accelerator)
+            if options.steps
+            else calibrate(
+                slots,
+                Bank(options.bank),
+                options.out,
+                console,
+                pairs=options.pairs,
+                attempts=options.attempts,
+                plants=tuple(options.plant or ()),
+                planted_pairs=options.planted_pairs,
+                resamples=options.resamples,
+                accelerator=accelerator,
+                outcomes=options.outcomes,
+            )
         )
     except (CalibrationFailed, MeasuringFailed, Occupied, UnfitMachine, calibrations.CalibrationError) as error:
         console.print(f"swapbench calibrate: {error}", style="red", markup=False)
@@ -692,7 +742,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print(f"\nStopped. What was measured is in {options.bank}; the same command goes on from there.")
         return 130
-    console.print(table(found))
+    if options.steps:
+        for step in found.steps:
+            took = ", ".join(f"{slot} {_share(step, slot)}" for slot in step.shares)
+            console.print(f"{step.step}: {step.milliseconds:.1f} ms; {took}")
+    else:
+        console.print(table(found))
     for name, slot in found.slots.items():
         if slot.suite_versions > 1:
             console.print(f"{name}: its pairs were measured by {slot.suite_versions} versions of the suites.")

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -15,6 +16,9 @@ MIN_FLOOR, MAX_FLOOR = 0.005, 0.10
 # Below 2 % nobody asks whether two things differ, and telling it takes twice the pairs and fails in one of ten attempts.
 MIN_EQUIVALENCE, MAX_EQUIVALENCE = 0.02, 0.10
 MAX_BIAS = 0.01
+
+
+Phase = Literal["prefill", "decode"]
 
 
 class CaseCalibration(msgspec.Struct, frozen=True):
@@ -74,14 +78,28 @@ class SlotCalibration(msgspec.Struct, frozen=True):
     attempts: WholeAttempts | None = None
 
 
+class StepShares(msgspec.Struct, frozen=True):
+    """A step of a whole model: what it takes, and which share of that each slot, with the default in it."""
+
+    step: str
+    phase: Phase
+    milliseconds: float
+    shares: dict[str, float]
+    spread: dict[str, float]
+    """By slot, the standard deviation of a round's share."""
+    rounds: int
+    measured_on: str
+
+
 class Calibration(msgspec.Struct, frozen=True):
-    """A machine class: its facts when it was calibrated, and its slots."""
+    """A machine class: its facts when it was calibrated, its slots, and the steps of models that slots are parts of."""
 
     machine_class: str
     measured_on: str
     """Date in UTC, ISO 8601."""
     environment: dict[str, str | float]
     slots: dict[str, SlotCalibration]
+    steps: list[StepShares] = []
 
 
 class BankedPair(msgspec.Struct, frozen=True, tag="pair", omit_defaults=True):
@@ -196,3 +214,15 @@ def bias(slot: SlotCalibration) -> float:
 def equivalence(slot: SlotCalibration) -> float:
     """The largest difference that "no difference" may leave possible, bounded."""
     return min(MAX_EQUIVALENCE, max(MIN_EQUIVALENCE, slot.equivalence))
+
+
+def phase_of(case: str) -> Phase | None:
+    """The phase of a model's work that a case stands for, by its name; None for one that mixes them."""
+    if case.startswith(("prefill", "head-norm")):
+        return "prefill"
+    return "decode" if case.startswith(("decode", "gemv")) else None
+
+
+def cases_of(cases: Sequence[str], phase: Phase) -> list[int]:
+    """Which of these cases are of a phase."""
+    return [number for number, case in enumerate(cases) if phase_of(case) == phase]

@@ -241,6 +241,10 @@ def _verdict(item: ImplementationOutcome) -> "RenderableType":
                 f"{case.speedup.estimate:+.1%} [{case.speedup.low:+.1%}, {case.speedup.high:+.1%}]"
             )
             table.add_row("", Text("speed", style="dim"), Text(text))
+        for step in item.performance.steps:
+            whole = step.speedup
+            text = f"{whole.estimate:+.2%} [{whole.low:+.2%}, {whole.high:+.2%}] for {step.step}, of which it takes {step.share:.1%}"
+            table.add_row("", Text("model", style="dim"), Text(text))
     return table
 
 

@@ -194,6 +194,15 @@ class PairRecord(msgspec.Struct, frozen=True):
     """Why earlier tries of this pair were thrown away."""
 
 
+class WholeStep(msgspec.Struct, frozen=True):
+    """What a step of a whole model has of the gain in the cases of its phase (see workers.steps)."""
+
+    step: Line
+    share: float
+    """Of the step's time that the slot takes with the default in it, as it was measured on such a machine."""
+    speedup: Interval
+
+
 class Performance(msgspec.Struct, frozen=True):
     """The performance suite's result: every pair, the decision and what is published."""
 
@@ -216,6 +225,8 @@ class Performance(msgspec.Struct, frozen=True):
     """Why tries of a last pair were thrown away that the budget ended."""
     workload: Line = ""
     """Digest of the published cases."""
+    steps: list[WholeStep] = []
+    """What whole models have of it, by Amdahl's law; none where nobody measured what this slot takes on such a machine."""
 
 
 class ImplementationOutcome(msgspec.Struct, frozen=True):

@@ -95,8 +95,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     else:
         square = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).square_()
     factor = square.div_(x.shape[-1]).add_(eps).rsqrt_()[:, None]
-    y = torch.mul(x, factor, out=out if x.dtype == factor.dtype else None)
-    return y.mul_(weight).to(x.dtype)
+    if out is not None and x.dtype != factor.dtype:
+        return torch.mul(x * factor, weight, out=out)
+    return torch.mul(x, factor, out=out).mul_(weight).to(x.dtype)
 
 
 def softmax(x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -42,8 +42,9 @@ class FusedRMSNorm:
         hidden = x if residual is None else torch.add(x, residual, out=total)
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
         factor = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-        y = torch.mul(hidden, factor, out=y if x.dtype == factor.dtype else None).mul_(weight)
-        return y.to(x.dtype), hidden
+        if y is not None and x.dtype != factor.dtype:
+            return torch.mul(hidden * factor, weight, out=y), hidden
+        return torch.mul(hidden, factor, out=y).mul_(weight).to(x.dtype), hidden
 
 
 def cuda_norm(

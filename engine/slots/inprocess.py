@@ -115,10 +115,11 @@ def judge_case(
     runner.hold(held)
     for number in range(calls):
         call = kind.draw(case, held, source.child("call", number))
-        got = runner.run(call)
-        call = kind.followed(call, got)
-        plain = None if timed else kind.plain(case, held, call)
-        finding = kind.compare(case, header, got, kind.expected(case, held, call), plain)
-        if finding is not None:
-            return finding
+        for way in kind.ways(call):
+            got = runner.run(way)
+            made = kind.followed(call, got)
+            plain = None if timed else kind.plain(case, held, made)
+            finding = kind.compare(case, header, got, kind.expected(case, held, made), plain)
+            if finding is not None:
+                return finding
     return None

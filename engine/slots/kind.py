@@ -288,6 +288,10 @@ class SlotKind(ABC):
         """
         return replace(self.followed(call, outputs), recorded=False), dict(outputs)
 
+    def ways(self, call: Call) -> list[Call]:
+        """The same call in each of the ways in which a module may be called, all with the same result."""
+        return [call]
+
     @abstractmethod
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """What the reference computes for a call that holds all of its inputs, accumulated in float32 or better, in float32.

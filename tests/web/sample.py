@@ -26,6 +26,7 @@ from workers.protocol import (
     Reason,
     StageReport,
     TestReport,
+    WholeStep,
     encode,
     sign,
 )
@@ -152,6 +153,13 @@ def performance_of(sample: Sample, pairs: int = 20) -> Performance | None:
         "default",
         interval(log_effect, half),
         [_same(draw, cases, index) for index in range(32, 32 + SENTINELS)],
+        steps=[
+            WholeStep(step, share, interval(share * log_effect, share * half))
+            for step, share in (
+                ("a prompt of 8192 tokens, a model of 8B", 0.09),
+                ("a token of each of 16, a model of 8B", 0.16),
+            )
+        ],
     )
 
 

@@ -321,6 +321,15 @@ def test_who_was_seen_at_work_between_calls_is_measured_again_once_before_it_is_
             pairs_of(worked, [0.0] * 5, monkeypatch)
 
 
+def test_of_a_pair_in_parts_as_many_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine does now and then it does more often to what is more."""
+    first, _ = pairs_of(["head", "", "head", "", "", ""], [0.0] * 6, monkeypatch, parts=2)
+    assert len(first.repeated) == 2
+    for worked in (["head"] * 3, ["head", "", "head", "", "head"], ["head", "base", "", "head", "head"]):
+        with pytest.raises(Tampered, match="between calls"):
+            pairs_of(worked, [0.0] * 5, monkeypatch, parts=2)
+
+
 def test_a_pair_of_two_parts_is_their_geometric_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = pairs_of(["", "", "", "head", "", ""], [9.0, *[0.0] * 5], monkeypatch, parts=2)
     assert [record.index for record in (first, second)] == [0, 1]

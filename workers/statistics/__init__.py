@@ -16,10 +16,12 @@ false discovery more frequent (Fisher, The Design of Experiments, 1935; Rosenbau
     proportions.py   intervals of a rate
     contention.py    whether something else disturbed a pair
     roofline.py      what no machine can do
+    amdahl.py        what a whole gains by one of its parts
     calibration.py   floors, false-gate rate and detectable effect from pairs of the same code
     simulation.py    noise as machines make it, to try the rule on
 """
 
+from workers.statistics.amdahl import of_whole
 from workers.statistics.calibration import (
     Floor,
     Rate,
@@ -80,6 +82,7 @@ __all__ = [
     "looks_within",
     "loss_power",
     "may_repeat",
+    "of_whole",
     "percent",
     "pocock_like",
     "resolvable_difference",

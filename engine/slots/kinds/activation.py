@@ -30,7 +30,7 @@ from engine.slots.kind import (
 )
 from engine.slots.kinds.attention import lacking
 from engine.slots.kinds.pointwise import pointwise_cases, vary_pointwise
-from engine.slots.places import put, takes_out
+from engine.slots.places import APART, Earlier, both_ways, put, takes_out
 from engine.slots.source import Source
 from engine.slots.steps import follows, must_hold_all, signed_by_many, with_all_taken
 from engine.workloads.pointwise import ACTIVATION_CPU, ACTIVATION_CUDA, ACTIVATION_UNIT
@@ -72,6 +72,10 @@ class ActivationKind(SlotKind):
         call.params["follows"] = follows(case, "repeat")
         call.recorded = case["recorded"]
         return call
+
+    def ways(self, call: Call) -> list[Call]:
+        """With a place for the result, and as the engine calls it."""
+        return both_ways(call)
 
     def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
         """gate_up of each: of the later ones, `signed_by_many` the y before."""
@@ -223,13 +227,11 @@ class ActivationDriver:
         if wanted is None:
             wanted = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
         places = wanted.chunk(repeat)
-        earlier: list[Tensor] = []
+        earlier: list[Earlier] = []
         for number, part in enumerate(gate_up.chunk(repeat)):
             taken = signed_by_many(part, places[number - 1]) if number and params.get("follows") else part
-            room = {"out": places[number]} if self.takes_out else {}
-            given = self.activation.forward(taken, **room)
-            put("'y'", given, places[number], earlier)
-            earlier.append(given)
+            room = {"out": places[number]} if self.takes_out and not params.get(APART) else {}
+            put("'y'", self.activation.forward(taken, **room), places[number], earlier)
         return {"y": wanted}
 
 

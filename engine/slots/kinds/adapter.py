@@ -34,7 +34,7 @@ from engine.slots.kind import (
     Work,
 )
 from engine.slots.kinds.attention import lacking
-from engine.slots.places import takes_out
+from engine.slots.places import APART, both_ways, takes_out
 from engine.slots.source import Source
 from engine.workloads.operators import CPU, CUDA, UNIT, OperatorWorkload
 
@@ -131,6 +131,10 @@ class AdapterKind(SlotKind):
 
             return operator_call(case, {"q": drawn(rows), "k": drawn(inputs), "v": drawn(inputs)})
         return operator_call(case, {"x": draw_tensor(source, (rows, inputs), dtype, device, case["values"])})
+
+    def ways(self, call: Call) -> list[Call]:
+        """Row-wise operators with a place for the result, and as the engine calls them."""
+        return both_ways(call) if call.params["operator"] in ROW_WISE else [call]
 
     def expected(self, case: Case, held: HeldSet, call: Call) -> dict[str, Tensor]:
         """The operator's definition in float32.
@@ -321,7 +325,7 @@ class AdapterDriver:
         if name not in self.operators:
             raise KeyError(f"The header lists the operator {name!r}, but operators() does not bind it.")
         weight = held.get(str(params.get("weight") or "weight"))
-        out = self.into.get("y") if name in self.taking_out else None
+        out = self.into.get("y") if name in self.taking_out and not params.get(APART) else None
         return {"y": apply_operator(self.operators[name], params, inputs, weight, out)}
 
 

@@ -30,7 +30,7 @@ from engine.slots.kind import (
 )
 from engine.slots.kinds.attention import lacking
 from engine.slots.kinds.pointwise import pointwise_cases, vary_pointwise
-from engine.slots.places import put, takes_out
+from engine.slots.places import APART, Earlier, both_ways, put, takes_out
 from engine.slots.registry import SlotError
 from engine.slots.source import Source
 from engine.slots.steps import follows, must_hold_all, signed_by_many, with_all_taken
@@ -86,6 +86,10 @@ class NormalizationKind(SlotKind):
         call.params["follows"] = follows(case, "repeat")
         call.recorded = case["recorded"]
         return call
+
+    def ways(self, call: Call) -> list[Call]:
+        """With a place for the result, and as the engine calls it."""
+        return both_ways(call)
 
     def followed(self, call: Call, outputs: Mapping[str, Tensor]) -> Call:
         """x of each normalization: of the later ones, `signed_by_many` the y before."""
@@ -299,17 +303,17 @@ class NormalizationDriver:
             dict(zip(wanted, of_one, strict=True))
             for of_one in zip(*(w.chunk(repeat) for w in wanted.values()), strict=True)
         ]
-        earlier: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        earlier: dict[str, list[Earlier]] = {name: [] for name in wanted}
         parts, residuals = x.chunk(repeat), [None] * repeat if residual is None else residual.chunk(repeat)
         for number, (part, of_it, weights) in enumerate(zip(parts, residuals, weight.unbind(), strict=True)):
             place = places[number]
             taken = signed_by_many(part, places[number - 1]["y"]) if number and params.get("follows") else part
             # Without a residual the second result is what was given.
-            room = {"out": (place["y"], None if of_it is None else place["residual"])} if self.takes_out else {}
+            offers = self.takes_out and not params.get(APART)
+            room = {"out": (place["y"], None if of_it is None else place["residual"])} if offers else {}
             given = dict(zip(OUTPUTS, pair_of(forward(taken, of_it, weights, **room)), strict=True))
             for name in wanted:
                 put(repr(name), given[name], place[name], earlier[name])
-                earlier[name].append(given[name])
         return dict(wanted)
 
 

@@ -9,6 +9,7 @@ earlier, whose bytes nobody counts, is nearer to what was true before.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from random import SystemRandom
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ from engine.slots.kind import (
     bits,
 )
 from engine.slots.kinds.attention import lacking
-from engine.slots.places import put
+from engine.slots.places import Earlier, put
 from engine.slots.quantization import Packed
 from engine.slots.source import Source
 from engine.slots.steps import put_signs
@@ -61,7 +62,12 @@ FACES = 3.0
 """How much larger the stored error of a timed weight may be than that of the quality model's: rows of other lengths and distributions differ by less
 than twice, 8 bits from 4 by twelve times."""
 FACES_BITS = 0.8
-"""And how many of their bits it has at least: scales of groups weigh more where rows are short."""
+FACES_FEWER = 1.5
+"""With fewer than `FACES_BITS` of their bits, its error may be `FACES_FEWER` times theirs: what each row or matrix keeps besides weighs more where these
+are small, and scales of groups where rows are short."""
+SEEN_AT_WORK = 2.0
+"""The model's error counts as at most this many times what its products showed."""
+KEPT_PRODUCTS, KEPT_ROWS = 64, 16
 
 GROUP = 64
 
@@ -357,15 +363,25 @@ class QuantizationKind(SlotKind):
         return figures
 
     def figures_of_model(self, proxy: Any) -> dict[str, float]:
-        """The error of all weights of the model that were packed, together, and the bits that were handed over for each of their elements."""
+        """The error of all weights of the model that were packed, together, and the bits that were handed over for each of their elements.
+
+        A module says itself what a weight unpacks to; so its error is no larger here than what was multiplied with had.
+        """
         error = total = 0.0
         packed_bytes = elements = 0
         for weight, packed in proxy.packed:
             error += float((proxy.dequant(packed) - weight.float()).square().sum())
             total += float(weight.float().square().sum())
-            packed_bytes += sum(counted_bytes(tensor) for tensor in packed.values())
+            packed_bytes += sum(counted_bytes(tensor, weight) for tensor in packed.values())
             elements += weight.numel()
-        return {STORED_ERROR: (error / total) ** 0.5, BITS: 8 * packed_bytes / elements} if total else {}
+        if not total:
+            return {}
+        stored = (error / total) ** 0.5
+        seen = error_at_work(proxy.seen)
+        return {
+            STORED_ERROR: stored if seen is None else min(stored, SEEN_AT_WORK * seen),
+            BITS: 8 * packed_bytes / elements,
+        }
 
     def may_lose(self, cases: Sequence[Case], base: Sequence[Figures], head: Sequence[Figures]) -> dict[str, float]:
         """Prompts: what unpacking costs, where head stores clearly fewer bits than base in every case."""
@@ -378,27 +394,21 @@ class QuantizationKind(SlotKind):
         return UNPACKED_BYTES * int(case["outputs"]) * int(case["inputs"])
 
     def two_faced(self, case: Case, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
-        """A weight that is timed may be off by `FACES` times what those of the model are, whose quality was measured, and has about as many bits."""
+        """A weight that is timed may be off by `FACES` times what those of the model are, whose quality was measured; with clearly fewer bits by less."""
         if not model.keys() & timed.keys() & {STORED_ERROR}:
             return None
-        # Of what the model's weights were unpacked to nothing is known but this error: it may not be an excuse.
-        ours, theirs = min(model[STORED_ERROR], max(STORED.values())), timed[STORED_ERROR]
+        ours, theirs = model[STORED_ERROR], timed[STORED_ERROR]
         # Stored as it comes, a weight has other bits in another dtype.
         bits_of_model = min(model[BITS], 8 * TensorSpec((), case.dtype).torch_dtype.itemsize)
-        if timed[BITS] < FACES_BITS * bits_of_model:
-            return Finding(
-                f"The weights that are timed are stored in {timed[BITS]:.2f} bits per element, those of the model whose quality was measured in "
-                f"{model[BITS]:.2f}. Sizes must not decide how coarsely a weight is stored.",
-                "pack",
-                figures={"bits": timed[BITS], "allowed bits": FACES_BITS * bits_of_model},
-            )
-        if theirs <= FACES * ours + STORED["E"]:
+        fewer = timed[BITS] < FACES_BITS * bits_of_model
+        allowed = (FACES_FEWER if fewer else FACES) * ours + STORED["E"]
+        if theirs <= allowed:
             return None
         return Finding(
-            f"The weights that are timed are stored with an error of {theirs:.2%}, those of the model whose quality was measured with "
-            f"{ours:.2%}. Sizes must not decide how coarsely a weight is stored.",
-            "dequant",
-            figures={"relative error": theirs, "allowed relative error": FACES * ours},
+            f"The weights that are timed are stored in {timed[BITS]:.2f} bits per element with an error of {theirs:.2%}, those of the model whose "
+            f"quality was measured in {bits_of_model:.2f} with {ours:.2%}. Sizes must not decide how coarsely a weight is stored.",
+            "pack" if fewer else "dequant",
+            figures={"relative error": theirs, "allowed relative error": allowed},
         )
 
     def proxy(self, runner: Runner, header: Header) -> Any:
@@ -418,9 +428,28 @@ class QuantizationKind(SlotKind):
         return QuantizationDriver(implementation())
 
 
-def counted_bytes(tensor: Tensor) -> int:
-    """The bytes of a packed tensor of the model, which computes in float32: on an accelerator cases compute in 16 bits, and so do scales that follow a weight's dtype."""
-    return tensor.nbytes // 2 if tensor.is_cuda and tensor.dtype == torch.float32 else tensor.nbytes
+def follows_dtype(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a packed tensor of the model, which computes in float32, counts as one of 16 bits: on an accelerator cases compute in these, and so do
+    scales that follow a weight's dtype."""
+    return tensor.is_cuda and tensor.dtype == torch.float32 and tensor.numel() < weight.numel()
+
+
+def counted_bytes(tensor: Tensor, weight: Tensor) -> int:
+    """The bytes of a packed tensor of the model, as they would be where cases are timed."""
+    return tensor.nbytes // 2 if follows_dtype(tensor, weight) else tensor.nbytes
+
+
+def error_at_work(seen: "Sequence[Product]") -> float | None:
+    """The relative error of weights whose products these are, where it has no direction in common with what was multiplied; None of no products.
+
+    Of an error E [outputs, inputs] of W without such a direction, |x E^T|^2 is |x|^2 |E|^2 / inputs on average.
+    """
+    error = total = 0.0
+    for weight, x, product in seen:
+        wide, stored = x.float(), weight.float()
+        error += float((product.float() - wide @ stored.T).square().sum())
+        total += float(wide.square().sum() * stored.square().sum()) / weight.shape[1]
+    return (error / total) ** 0.5 if total else None
 
 
 def compare_stored(dequant: Tensor, weight: Tensor, quality_class: str) -> Finding | None:
@@ -647,14 +676,14 @@ class QuantizationDriver:
             given: list[Tensor] = []
             target = self.into.get("y")
             places = None if target is None else target.chunk(count * rounds)
-            last: list[Tensor] = []
+            last: list[Earlier] = []
             for number in range(count * rounds):
                 x = parts[number] if rounds == 1 else taken_by(number, parts, given, inputs.get("bounds"))
                 product = self.quantization.linear(x, packed[number % count])
                 given.append(
                     product if places is None else put("What `linear` returned", product, places[number], last)
                 )
-                last = [product]
+                del last[:-1]
             return {"y": torch.cat(given) if target is None else target}
         if operation == "embedding":
             return {"y": self.quantization.embedding(inputs["ids"], packed_of(held, of))}
@@ -678,31 +707,58 @@ class RemotePacked(dict[str, Tensor]):
         self.dtype = dtype
 
 
+Product = tuple[Tensor, Tensor, Tensor]
+"""A weight [outputs, inputs], some rows that were multiplied with it [rows, inputs], and what came of them [rows, outputs]."""
+
+
 class RemoteQuantization:
-    """A `Quantization` in the judge's engine."""
+    """A `Quantization` in the judge's engine.
+
+    seen: some of the products that were made for it, chosen so that nobody can know which.
+    """
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.count = 0
         self.packed: list[tuple[Tensor, RemotePacked]] = []
+        self.seen: list[Product] = []
+        self._weights: dict[str, Tensor] = {}
+        self._products = 0
+        self._coins = SystemRandom()
 
     def pack(self, weight: Tensor) -> RemotePacked:
         """Packs in the host and shares the result with it. Raises CallFailed."""
         of = f"w{self.count}/"
         self.count += 1
         results = self.runner.prepare(Preparation("pack", {}, {"weight": weight.detach()[None].contiguous()}))
-        held = {of + name.removeprefix("0/"): Held(value, "read") for name, value in results.items()}
+        # What counts as 16 bits has no more than these.
+        kept = {n: v.bfloat16().float() if follows_dtype(v, weight) else v for n, v in results.items()}
+        held = {of + name.removeprefix("0/"): Held(value, "read") for name, value in kept.items()}
         views = self.runner.hold(held)
         tensors = {name.removeprefix(of): view for name, view in views.items()}
         packed = RemotePacked(tensors, of, (weight.shape[0], weight.shape[1]), TensorSpec.of(weight).dtype)
         self.packed.append((weight.detach(), packed))
+        self._weights[of] = weight.detach()
         return packed
 
     def linear(self, x: Tensor, packed: RemotePacked) -> Tensor:
         """Multiplies in the host. Raises CallFailed."""
         spec = TensorSpec((x.shape[0], packed.shape[0]), TensorSpec.of(x).dtype)
         params: dict[str, Scalar] = {"of": packed.of, "weights": 1}
-        return self.runner.run(Call("linear", params, {"x": x.contiguous()}, {"y": spec}))["y"]
+        y = self.runner.run(Call("linear", params, {"x": x.contiguous()}, {"y": spec}))["y"]
+        self._keep(self._weights[packed.of], x, y)
+        return y
+
+    def _keep(self, weight: Tensor, x: Tensor, y: Tensor) -> None:
+        """Each product is kept with the same probability, however many there are (Vitter, Random Sampling with a Reservoir, 1985)."""
+        self._products += 1
+        place = len(self.seen)
+        if place < KEPT_PRODUCTS:
+            self.seen.append((weight, x, y))
+        elif (place := self._coins.randrange(self._products)) >= KEPT_PRODUCTS:
+            return
+        rows = self._coins.sample(range(len(x)), min(len(x), KEPT_ROWS))
+        self.seen[place] = (weight, x[rows].clone(), y[rows].clone())
 
     def dequant(self, packed: RemotePacked) -> Tensor:
         """The stored weight, float32. Raises CallFailed."""

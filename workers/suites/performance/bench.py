@@ -53,8 +53,8 @@ IDLE_CPU_SHARE = 0.10
 IDLE_CPU_SECONDS = 0.05
 # On the accelerator calls are drawn one by one and few of them compared: all inputs and expected outputs of a sample would not fit
 # there, and the definition takes longer than what it judges. Which ones is secret, and not a fixed number of them: a host may notice that one of
-# its calls was compared. A module that cheats in a third of its calls gets through 24 pairs of one comparison each, on average, with a chance of
-# 1 in 3,000; in half of its calls, as it has to for a median, 1 in 160,000.
+# its calls was compared. A module that cheats in a third of its calls gets through the 20 pairs of a gain and its confirmation, of one comparison
+# each on average, with a chance of 1 in 800; in half of its calls, as it has to for a median, 1 in 22,000.
 COMPARE_SECONDS = 0.25
 MAX_COMPARED = 3
 WEIGHED = 3
@@ -273,7 +273,7 @@ class Course:
     def chosen(self, name: str, side: SideName, pair: int) -> set[int]:
         """Which calls of a sample are compared, each by a coin of its own from the secret seed: that one was tells nothing of the next.
 
-        Of one pass at most `MAX_COMPARED`: so many are kept in memory.
+        Of one pass at most `MAX_COMPARED`, as so many are kept in memory: after three that it noticed, which one pass in twelve has, a host knows of its rest.
         """
         calls, source = self.calls[name], self.source.child(name, "compared", pair, side)
         found: set[int] = set()

@@ -1,5 +1,6 @@
 """What templates need to show protocol structs: numbers with units, words of codes, figures and times."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from django import template
@@ -11,7 +12,7 @@ from django.utils.translation import ngettext
 
 from swapbench.web import evidence, quantities, queries, wording
 from swapbench.web.figures import intervals, limits, pairs, same, series, svg
-from workers.protocol import Interval, Performance
+from workers.protocol import Interval, Performance, WholeStep
 
 register = template.Library()
 
@@ -156,6 +157,11 @@ def left(moment: datetime | None) -> SafeString | str:
 @register.simple_tag
 def shared_scale(measured: list[Interval]) -> svg.Scale:
     return intervals.shared_scale(measured)
+
+
+@register.simple_tag
+def scale_of_steps(steps: Sequence[WholeStep]) -> svg.Scale:
+    return intervals.shared_scale([step.speedup for step in steps])
 
 
 @register.simple_tag

@@ -1,0 +1,218 @@
+"""How much of a whole step of a model each slot takes, so that a slot's gain can be told as one of the whole (Amdahl).
+
+A share is measured by leaving the slot out: the engine makes the same steps once with its defaults and once with a slot that does nothing,
+in turns. What is missing then is what the fastest module could save, launches and plans included. Weights are random, and nothing that a
+step computes is looked at.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from engine.generate import Engine
+from engine.loader import random_model
+from engine.models.config import ModelConfig
+from engine.slots.attention import AttentionShape, StandardKV, StepMeta
+from workers.calibrations import StepShares
+
+SLOTS = ("attention", "quantization", "normalization", "activation")
+WARM_UPS = 1
+ROUNDS = {"cpu": 5, "cuda": 7}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a model: a prompt of `prompt` tokens at once, or one more token of each of `batch` sequences, after prompts of as many."""
+
+    name: str
+    phase: Literal["prefill", "decode"]
+    batch: int
+    prompt: int
+    tokens: int = 1
+    """How many steps of decoding are averaged."""
+
+
+LLAMA_1B = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+LLAMA_8B = LLAMA_1B | {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "head_dim": 128,
+    "tie_word_embeddings": False,
+}
+MODELS = {"cpu": LLAMA_1B, "cuda": LLAMA_8B}
+STEPS = {
+    "cpu": (
+        Step("a prompt of 256 tokens, Llama-3.2-1B's shape, float32", "prefill", 1, 256),
+        Step("a token after 256, Llama-3.2-1B's shape, float32", "decode", 1, 256, 6),
+    ),
+    "cuda": (
+        Step("a prompt of 8192 tokens, Llama-3.1-8B's shape, bfloat16", "prefill", 1, 8192),
+        Step("a token of each of 16 sequences after 2048, Llama-3.1-8B's shape, bfloat16", "decode", 16, 2048, 48),
+    ),
+}
+
+
+class Zeros:
+    """Results of a form that nobody computes: the same zeros each time."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Tensor] = {}
+
+    def of(self, like: Tensor, *shape: int) -> Tensor:
+        """Zeros [*shape] of the dtype and on the device of `like`."""
+        key = (shape, like.dtype, like.device)
+        if key not in self._known:
+            self._known[key] = like.new_zeros(shape)
+        return self._known[key]
+
+
+class NoAttention(StandardKV):
+    """What came is what comes out; no cache is written or read."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+
+    def write(self, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> None:
+        """Does nothing."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> Tensor:
+        """Returns q."""
+        return q
+
+
+class NoNormalization:
+    """What came is what comes out."""
+
+    def __init__(self, eps: float) -> None:
+        pass
+
+    def forward(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x twice."""
+        return x, x
+
+
+class NoActivation:
+    """Zeros."""
+
+    def __init__(self) -> None:
+        self.zeros = Zeros()
+
+    def forward(self, gate_up: Tensor) -> Tensor:
+        """gate_up [T, 2F] -> [T, F]."""
+        return self.zeros.of(gate_up, gate_up.shape[0], gate_up.shape[1] // 2)
+
+
+class NoQuantization:
+    """Weights of which nothing is kept but how many outputs they have."""
+
+    def __init__(self) -> None:
+        self.zeros = Zeros()
+
+    def pack(self, weight: Tensor) -> dict[str, Tensor]:
+        """A row of as many outputs."""
+        return {"outputs": weight.new_zeros(weight.shape[0], 1)}
+
+    def linear(self, x: Tensor, packed: dict[str, Tensor]) -> Tensor:
+        """Zeros [T, out]."""
+        return self.zeros.of(x, x.shape[0], packed["outputs"].shape[0])
+
+    def dequant(self, packed: dict[str, Tensor]) -> Tensor:
+        """Nobody asks for it."""
+        raise NotImplementedError
+
+
+NOTHING: dict[str, Callable[[], Any]] = {
+    "attention": lambda: NoAttention,
+    "quantization": NoQuantization,
+    "normalization": lambda: NoNormalization,
+    "activation": NoActivation,
+}
+
+
+def prompts(step: Step, turn: int, vocab: int) -> list[list[int]]:
+    """Prompts of which no two begin alike, within a turn or over turns: what was cached of one is of no use to another."""
+    rest = [7 * position % vocab for position in range(1, step.prompt)]
+    return [[(turn * step.batch + row) % vocab, *rest] for row in range(step.batch)]
+
+
+def seconds_of(engine: Engine, step: Step, turn: int) -> float:
+    """Seconds of one step, as whoever waits for its tokens sees it."""
+    texts = prompts(step, turn, engine.model.config.vocab)
+    if engine.model.device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    if step.phase == "prefill":
+        engine.generate(texts, max_tokens=1, ignore_eos=True)
+        return time.perf_counter() - began
+    at = [time.perf_counter() for _ in engine.stream(texts, max_tokens=step.tokens + 1, ignore_eos=True)]
+    # From when each has its first token until each has its last.
+    return (at[-1] - at[step.batch - 1]) / step.tokens
+
+
+def engines(config: dict[str, Any], step: Step, device: Literal["cpu", "cuda"]) -> dict[str, Engine]:
+    """The engine with its defaults, under "", and with each slot left out."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = random_model(ModelConfig.from_hf(config), 0, dtype=dtype, device=device)
+    room = step.batch * (step.prompt + step.tokens + 64)
+    options: dict[str, Any] = {
+        "max_len": step.prompt + step.tokens + 64,
+        "kv_tokens": room,
+        "max_batch": step.batch,
+        "step_tokens": max(step.batch * step.prompt, step.batch),
+    }
+    made = {"": Engine(model, **options)}
+    for slot in SLOTS:
+        made[slot] = Engine(model, {slot: NOTHING[slot]()}, **options)
+    return made
+
+
+def shares_of(
+    step: Step,
+    config: dict[str, Any],
+    device: Literal["cpu", "cuda"],
+    rounds: int,
+    say: Callable[[int], None] = lambda _: None,
+) -> StepShares:
+    """Measures a step in `rounds` rounds, each of which makes it with all slots and without each; medians, and never less than none."""
+    made = engines(config, step, device)
+    taken: dict[str, list[float]] = defaultdict(list)
+    for turn in range(WARM_UPS + rounds):
+        # Whoever comes first pays for what others warmed up, so each does once in a while.
+        first = turn % len(made)
+        for name in [*list(made)[first:], *list(made)[:first]]:
+            seconds = seconds_of(made[name], step, turn)
+            if turn >= WARM_UPS:
+                taken[name].append(seconds)
+        say(turn + 1)
+    missing = {
+        slot: [1 - without / whole for without, whole in zip(taken[slot], taken[""], strict=True)] for slot in SLOTS
+    }
+    return StepShares(
+        step=step.name,
+        phase=step.phase,
+        milliseconds=1e3 * statistics.median(taken[""]),
+        shares={slot: min(1.0, max(0.0, statistics.median(found))) for slot, found in missing.items()},
+        spread={slot: statistics.stdev(found) if rounds > 1 else 0.0 for slot, found in missing.items()},
+        rounds=rounds,
+        measured_on=datetime.now(UTC).date().isoformat(),
+    )
