@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +30,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from engine.generate import EngineError
+from engine.loader import LoadError
 from engine.slots.header import FOLDERS
 from engine.slots.kind import kind_named
 from engine.slots.registry import implementations
@@ -43,6 +45,7 @@ from workers.calibrations import (
     Calibration,
     CaseCalibration,
     Planted,
+    Share,
     SlotCalibration,
     StepShares,
     WholeAttempts,
@@ -505,18 +508,15 @@ def markdown(found: Calibration) -> str:
             f"| {slower} | {effect} | {percent(slot.equivalence)} | {attempts} | {slot.seconds_per_pair:.1f} |"
         )
     if found.steps:
-        slots = list(found.steps[0].shares)
         lines += [
             "",
-            "What slots take of whole steps of a model, with the defaults in them: how much less time a step takes without one (`--steps`; ± a round's standard deviation).",
+            "What modules take of whole steps of a model: how much less time a step takes without one (`--steps`; 95 %). Each is of a step with that "
+            "module in its slot, so that they may add up to more than all.",
             "",
-            f"| step | ms | {' | '.join(slots)} |",
-            f"| --- | --- |{' --- |' * len(slots)}",
+            "| step | ms | of which takes |",
+            "| --- | --- | --- |",
         ]
-        lines += [
-            f"| {step.step} | {step.milliseconds:.1f} | {' | '.join(_share(step, slot) for slot in slots)} |"
-            for step in found.steps
-        ]
+        lines += [f"| {step.step} | {step.milliseconds:.1f} | {_shares(step)} |" for step in found.steps]
     for name, slot in found.slots.items():
         lines += ["", f"## {name}", "", "| case | floor | bias | spread |", "| --- | --- | --- | --- |"]
         lines += [
@@ -536,8 +536,13 @@ def markdown(found: Calibration) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _share(step: StepShares, slot: str) -> str:
-    return f"{percent(step.shares[slot])} ± {percent(step.spread[slot])}"
+def _shares(step: StepShares) -> str:
+    def interval(share: Share) -> str:
+        return f"{percent(share.share)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+    return ", ".join(
+        f"{slot} `{name}` {interval(share)}" for slot, of in step.shares.items() for name, share in of.items()
+    )
 
 
 def _rate(rate: Rate) -> str:
@@ -614,7 +619,7 @@ def calibrate(
         TimeRemainingColumn(),
     )
     facts = machine.facts()
-    before = calibrations.of_machine(where.machine_class, facts) if folder == calibrations.folder() else None
+    before = _known(folder, where.machine_class, facts)
     learned = dict(before.slots) if before is not None else {}
     known = before.steps if before is not None else []
     with workspace(accelerator) as made, Progress(*columns, console=console) as progress:
@@ -636,20 +641,29 @@ def calibrate(
     return found
 
 
+def _known(folder: Path, machine_class: str, facts: Mapping[str, str | float]) -> Calibration | None:
+    """What the file in `folder` holds that the one of this machine takes the place of."""
+    if folder.resolve() == calibrations.folder().resolve():
+        return calibrations.of_machine(machine_class, facts)
+    return calibrations.read_file(folder / f"{calibrations.file_name(machine_class, facts)}.json")
+
+
 def calibrate_steps(folder: Path, console: Console, accelerator: int = 0) -> Calibration:
-    """Measures what each slot takes of whole steps of a model and adds it to the calibration in `folder`."""
+    """Measures what each slot takes of whole steps of a model and adds it to the calibration in `folder`. Raises CalibrationFailed."""
     where, facts = machine.environment(), machine.facts()
-    found = calibrations.of_machine(where.machine_class, facts) if folder == calibrations.folder() else None
+    found = _known(folder, where.machine_class, facts)
     today = datetime.now(UTC).date().isoformat()
     measured = []
-    rounds = steps.ROUNDS[where.device]
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn())
     waiting = partial(console.print, OTHERS_AT_WORK)
     with Progress(*columns, console=console) as progress, sole_use(accelerator, OCCUPIED_SECONDS, waiting):
         for step in steps.STEPS[where.device]:
             tell = Tell(progress, step.name)
-            tell.total(steps.WARM_UPS + rounds)
-            measured.append(steps.shares_of(step, steps.MODELS[where.device], where.device, rounds, tell.done))
+            tell.total(steps.WARM_UPS + steps.ROUNDS)
+            try:
+                measured.append(steps.shares_of(step, steps.MODELS[where.device], where.device, say=tell.done))
+            except (EngineError, LoadError, torch.OutOfMemoryError) as error:
+                raise CalibrationFailed(f"The model of {step.name!r} does not run here: {error}") from None
     found = found or Calibration(where.machine_class, today, facts, {})
     found = msgspec.structs.replace(found, steps=measured)
     write(found, folder)
@@ -740,12 +754,12 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"swapbench calibrate: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:
-        console.print(f"\nStopped. What was measured is in {options.bank}; the same command goes on from there.")
+        kept = f"What was measured is in {options.bank}; the same command goes on from there."
+        console.print(f"\nStopped. {'Nothing was written.' if options.steps else kept}")
         return 130
     if options.steps:
         for step in found.steps:
-            took = ", ".join(f"{slot} {_share(step, slot)}" for slot in step.shares)
-            console.print(f"{step.step}: {step.milliseconds:.1f} ms; {took}")
+            console.print(f"{step.step}: {step.milliseconds:.1f} ms; {_shares(step)}", markup=False)
     else:
         console.print(table(found))
     for name, slot in found.slots.items():

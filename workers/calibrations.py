@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -78,16 +78,25 @@ class SlotCalibration(msgspec.Struct, frozen=True):
     attempts: WholeAttempts | None = None
 
 
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class Share(msgspec.Struct, frozen=True):
+    """How much of a step one module takes, with its 95 % interval."""
+
+    share: Fraction
+    low: Fraction
+    high: Fraction
+    rounds: int
+
+
 class StepShares(msgspec.Struct, frozen=True):
-    """A step of a whole model: what it takes, and which share of that each slot, with the default in it."""
+    """A step of a whole model: what it takes, and by slot and module which share of it is theirs."""
 
     step: str
     phase: Phase
     milliseconds: float
-    shares: dict[str, float]
-    spread: dict[str, float]
-    """By slot, the standard deviation of a round's share."""
-    rounds: int
+    shares: dict[str, dict[str, Share]]
     measured_on: str
 
 
@@ -156,15 +165,7 @@ def file_name(machine_class: str, facts: Mapping[str, str | float]) -> str:
 
 def read(name: str) -> Calibration | None:
     """The calibration in the file NAME.json; None where there is none. Raises CalibrationError for a file that is no calibration."""
-    path = folder() / f"{name}.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Calibration)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise CalibrationError(
-            f"{path} cannot be used: {error}. Mend it or make it anew by `swapbench calibrate`."
-        ) from None
+    return read_file(folder() / f"{name}.json")
 
 
 def names() -> list[str]:
@@ -217,8 +218,8 @@ def equivalence(slot: SlotCalibration) -> float:
 
 
 def phase_of(case: str) -> Phase | None:
-    """The phase of a model's work that a case stands for, by its name; None for one that mixes them."""
-    if case.startswith(("prefill", "head-norm")):
+    """The phase of a model's work that a case stands for, by its name; None for one that mixes them, and for norms of heads, which many models have none of."""
+    if case.startswith("prefill"):
         return "prefill"
     return "decode" if case.startswith(("decode", "gemv")) else None
 
@@ -226,3 +227,15 @@ def phase_of(case: str) -> Phase | None:
 def cases_of(cases: Sequence[str], phase: Phase) -> list[int]:
     """Which of these cases are of a phase."""
     return [number for number, case in enumerate(cases) if phase_of(case) == phase]
+
+
+def read_file(path: Path) -> Calibration | None:
+    """The calibration in a file; None where there is none. Raises CalibrationError for a file that is no calibration."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CalibrationError(
+            f"{path} cannot be used: {error}. Mend it or make it anew by `swapbench calibrate`."
+        ) from None

@@ -167,7 +167,7 @@ class Interval(msgspec.Struct, frozen=True):
     estimate: float
     low: float
     high: float
-    level: float = 0.95
+    level: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.95
 
 
 class CaseSpeed(msgspec.Struct, frozen=True):
@@ -198,8 +198,8 @@ class WholeStep(msgspec.Struct, frozen=True):
     """What a step of a whole model has of the gain in the cases of its phase (see workers.steps)."""
 
     step: Line
-    share: float
-    """Of the step's time that the slot takes with the default in it, as it was measured on such a machine."""
+    share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+    """Of the step's time that the slot takes with what head was measured against in it, as it was measured on such a machine."""
     speedup: Interval
 
 

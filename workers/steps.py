@@ -1,10 +1,12 @@
 """How much of a whole step of a model each slot takes, so that a slot's gain can be told as one of the whole (Amdahl).
 
-A share is measured by leaving the slot out: the engine makes the same steps once with its defaults and once with a slot that does nothing,
-in turns. What is missing then is what the fastest module could save, launches and plans included. Weights are random, and nothing that a
-step computes is looked at.
+A share is measured by leaving the slot out: the engine makes the same steps once with a module in the slot and once with one that does nothing
+and gives noise of unit size, in turns. What is missing then is what the fastest module could save, launches and plans included. On an accelerator
+all other slots have the engine's fastest modules, as whoever serves a model gives it. An attention that cannot be recorded is left out where a
+model decodes there: launches from Python would be most of such a step. Weights are random, and of what a step computes nothing is looked at.
 """
 
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -16,15 +18,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from engine.bind import allows_graphs
 from engine.generate import Engine
 from engine.loader import random_model
 from engine.models.config import ModelConfig
-from engine.slots.attention import AttentionShape, StandardKV, StepMeta
-from workers.calibrations import StepShares
+from engine.slots.attention import StandardKV, StepMeta
+from engine.slots.kind import kind_named
+from workers.calibrations import Phase, Share, StepShares
+from workers.statistics import estimate
 
 SLOTS = ("attention", "quantization", "normalization", "activation")
+AROUND: dict[str, dict[str, str]] = {
+    "cpu": {},
+    "cuda": {"attention": "paged", "normalization": "fused", "activation": "fused"},
+}
+"""What all slots but the one in question have; where nothing stands, the default."""
 WARM_UPS = 1
-ROUNDS = {"cpu": 5, "cuda": 7}
+ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Step:
     """A step of a model: a prompt of `prompt` tokens at once, or one more token of each of `batch` sequences, after prompts of as many."""
 
     name: str
-    phase: Literal["prefill", "decode"]
+    phase: Phase
     batch: int
     prompt: int
     tokens: int = 1
@@ -63,7 +73,7 @@ MODELS = {"cpu": LLAMA_1B, "cuda": LLAMA_8B}
 STEPS = {
     "cpu": (
         Step("a prompt of 256 tokens, Llama-3.2-1B's shape, float32", "prefill", 1, 256),
-        Step("a token after 256, Llama-3.2-1B's shape, float32", "decode", 1, 256, 6),
+        Step("a token after 256, Llama-3.2-1B's shape, float32", "decode", 1, 256, 12),
     ),
     "cuda": (
         Step("a prompt of 8192 tokens, Llama-3.1-8B's shape, bfloat16", "prefill", 1, 8192),
@@ -72,25 +82,24 @@ STEPS = {
 }
 
 
-class Zeros:
-    """Results of a form that nobody computes: the same zeros each time."""
+class Noise:
+    """Results of a form that nobody computes: the same normal numbers each time. Products of zeros would take less time, as they take less power."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Tensor] = {}
 
     def of(self, like: Tensor, *shape: int) -> Tensor:
-        """Zeros [*shape] of the dtype and on the device of `like`."""
+        """Normal numbers [*shape] of the dtype and on the device of `like`."""
         key = (shape, like.dtype, like.device)
         if key not in self._known:
-            self._known[key] = like.new_zeros(shape)
+            self._known[key] = torch.randn(shape, dtype=like.dtype, device=like.device)
         return self._known[key]
 
 
 class NoAttention(StandardKV):
     """What came is what comes out; no cache is written or read."""
 
-    def __init__(self, shape: AttentionShape) -> None:
-        super().__init__(shape)
+    cuda_graph = True
 
     def write(self, k: Tensor, v: Tensor, kv: Tensor, meta: StepMeta) -> None:
         """Does nothing."""
@@ -101,40 +110,41 @@ class NoAttention(StandardKV):
 
 
 class NoNormalization:
-    """What came is what comes out."""
+    """Noise."""
 
     def __init__(self, eps: float) -> None:
-        pass
+        self.noise = Noise()
 
     def forward(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns x twice."""
-        return x, x
+        """x [T, D] -> ([T, D], [T, D])."""
+        noise = self.noise.of(x, *x.shape)
+        return noise, noise
 
 
 class NoActivation:
-    """Zeros."""
+    """Noise."""
 
     def __init__(self) -> None:
-        self.zeros = Zeros()
+        self.noise = Noise()
 
     def forward(self, gate_up: Tensor) -> Tensor:
         """gate_up [T, 2F] -> [T, F]."""
-        return self.zeros.of(gate_up, gate_up.shape[0], gate_up.shape[1] // 2)
+        return self.noise.of(gate_up, gate_up.shape[0], gate_up.shape[1] // 2)
 
 
 class NoQuantization:
     """Weights of which nothing is kept but how many outputs they have."""
 
     def __init__(self) -> None:
-        self.zeros = Zeros()
+        self.noise = Noise()
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         """A row of as many outputs."""
         return {"outputs": weight.new_zeros(weight.shape[0], 1)}
 
     def linear(self, x: Tensor, packed: dict[str, Tensor]) -> Tensor:
-        """Zeros [T, out]."""
-        return self.zeros.of(x, x.shape[0], packed["outputs"].shape[0])
+        """x [T, in] -> noise [T, out]."""
+        return self.noise.of(x, x.shape[0], packed["outputs"].shape[0])
 
     def dequant(self, packed: dict[str, Tensor]) -> Tensor:
         """Nobody asks for it."""
@@ -169,8 +179,16 @@ def seconds_of(engine: Engine, step: Step, turn: int) -> float:
     return (at[-1] - at[step.batch - 1]) / step.tokens
 
 
-def engines(config: dict[str, Any], step: Step, device: Literal["cpu", "cuda"]) -> dict[str, Engine]:
-    """The engine with its defaults, under "", and with each slot left out."""
+def modules(slot: str, step: Step, device: str) -> list[str]:
+    """The modules of a slot whose shares are measured: the default and the one that stands there otherwise."""
+    names = dict.fromkeys((kind_named(slot).default, AROUND[device].get(slot, kind_named(slot).default)))
+    if slot == "attention" and device == "cuda" and step.phase == "decode":
+        return [name for name in names if allows_graphs(name)]
+    return list(names)
+
+
+def engines(config: dict[str, Any], step: Step, device: Literal["cpu", "cuda"]) -> dict[tuple[str, str], Engine]:
+    """By slot and module, an engine with that module in the slot, and under "" the one without; the engine as it is under ("", "")."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = random_model(ModelConfig.from_hf(config), 0, dtype=dtype, device=device)
     room = step.batch * (step.prompt + step.tokens + 64)
@@ -178,11 +196,16 @@ def engines(config: dict[str, Any], step: Step, device: Literal["cpu", "cuda"]) 
         "max_len": step.prompt + step.tokens + 64,
         "kv_tokens": room,
         "max_batch": step.batch,
-        "step_tokens": max(step.batch * step.prompt, step.batch),
+        "step_tokens": step.batch * step.prompt,
     }
-    made = {"": Engine(model, **options)}
+    around = AROUND[device]
+    whole = Engine(model, around, **options)
+    made = {("", ""): whole}
     for slot in SLOTS:
-        made[slot] = Engine(model, {slot: NOTHING[slot]()}, **options)
+        made[slot, ""] = Engine(model, around | {slot: NOTHING[slot]()}, **options)
+        for name in modules(slot, step, device):
+            stands = around.get(slot, kind_named(slot).default) == name
+            made[slot, name] = whole if stands else Engine(model, around | {slot: name}, **options)
     return made
 
 
@@ -190,29 +213,33 @@ def shares_of(
     step: Step,
     config: dict[str, Any],
     device: Literal["cpu", "cuda"],
-    rounds: int,
+    rounds: int = ROUNDS,
     say: Callable[[int], None] = lambda _: None,
 ) -> StepShares:
-    """Measures a step in `rounds` rounds, each of which makes it with all slots and without each; medians, and never less than none."""
+    """Measures a step in `rounds` rounds, each of which makes it with all slots and without each; never less than none."""
     made = engines(config, step, device)
-    taken: dict[str, list[float]] = defaultdict(list)
+    different = list({id(engine): engine for engine in made.values()}.values())
+    taken: dict[int, list[float]] = defaultdict(list)
     for turn in range(WARM_UPS + rounds):
         # Whoever comes first pays for what others warmed up, so each does once in a while.
-        first = turn % len(made)
-        for name in [*list(made)[first:], *list(made)[:first]]:
-            seconds = seconds_of(made[name], step, turn)
+        first = turn % len(different)
+        for engine in [*different[first:], *different[:first]]:
+            seconds = seconds_of(engine, step, turn)
             if turn >= WARM_UPS:
-                taken[name].append(seconds)
+                taken[id(engine)].append(seconds)
         say(turn + 1)
-    missing = {
-        slot: [1 - without / whole for without, whole in zip(taken[slot], taken[""], strict=True)] for slot in SLOTS
-    }
+
+    def share(slot: str, name: str) -> Share:
+        sides = zip(taken[id(made[slot, ""])], taken[id(made[slot, name])], strict=True)
+        found = estimate([math.log(whole / without) for without, whole in sides])
+        # As a share of the longer of the two; less than nothing is noise.
+        share, low, high = (max(0.0, gain / (1 + gain)) for gain in (found.gain, found.low, found.high))
+        return Share(share, low, high, rounds)
+
     return StepShares(
         step=step.name,
         phase=step.phase,
-        milliseconds=1e3 * statistics.median(taken[""]),
-        shares={slot: min(1.0, max(0.0, statistics.median(found))) for slot, found in missing.items()},
-        spread={slot: statistics.stdev(found) if rounds > 1 else 0.0 for slot, found in missing.items()},
-        rounds=rounds,
+        milliseconds=1e3 * statistics.median(taken[id(made["", ""])]),
+        shares={slot: {name: share(slot, name) for name in modules(slot, step, device)} for slot in SLOTS},
         measured_on=datetime.now(UTC).date().isoformat(),
     )

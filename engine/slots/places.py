@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.slots.kind import Call
+from engine.slots.kind import Call, Finding
 from engine.slots.registry import SlotError
 
 APART = "apart"
@@ -21,6 +21,11 @@ APART = "apart"
 def both_ways(call: Call) -> list[Call]:
     """The call with its places offered, and without."""
     return [call, replace(call, params=call.params | {APART: True})]
+
+
+def without_place(finding: Finding) -> Finding:
+    """What was found of a call in which nothing was offered."""
+    return replace(finding, sentence=f"Called without `out`, as the engine calls it: {finding.sentence}")
 
 
 def takes_out(function: Callable[..., Any]) -> bool:

@@ -18,7 +18,8 @@ class Quantization(Protocol):
     def pack(self, weight: Tensor) -> Packed:
         """Stores weight [out, in] (float32 or bfloat16) as named contiguous tensors. The bytes returned are what counts.
 
-        Names, shapes and dtypes follow from those of the weight alone. The dtype of the weight is the dtype that activations will have.
+        Names, shapes and dtypes follow from those of the weight alone. Where a model is scored on an accelerator, float32 tensors that are smaller
+        than the weight are rounded to bfloat16, as scales are where cases are timed: put integers into an integer dtype. The dtype of the weight is the dtype that activations will have.
         Raises ValueError with a sentence where the shape cannot be packed.
         """
         ...

@@ -114,7 +114,7 @@ class _Stage:
     most_pairs: int = 1 << 30
     repeats: int = 0
     seen_at_work: Counter[SideName] = field(default_factory=Counter)
-    """Sides of which a process worked between calls once."""
+    """How often a process of a side worked between calls."""
     slowest: float = 0.0
     workload: str = ""
     unfinished: str = ""
@@ -370,7 +370,10 @@ def _medians(records: list[PairRecord]) -> dict[str, tuple[float, float]]:
 
 
 def _whole_steps(stage: _Stage, decision: Decision) -> list[WholeStep]:
-    """What steps of whole models have of the difference in the cases of their phase, from the pairs that the published figure comes from."""
+    """What steps of whole models have of the difference in the cases of their phase, from the pairs that the published figure comes from.
+
+    None where nobody measured what the module that head is compared with takes of them.
+    """
     trial = stage.trial
     try:
         known = calibrations.of_machine(trial.environment.machine_class, machine.facts())
@@ -383,13 +386,13 @@ def _whole_steps(stage: _Stage, decision: Decision) -> list[WholeStep]:
     logs = LogRatios.of(fresh or stage.records)
     found = []
     for step in known.steps:
-        share = step.shares.get(trial.subject.kind.name)
+        share = step.shares.get(trial.subject.kind.name, {}).get(trial.subject.base.name)
         cases = calibrations.cases_of(logs.cases, step.phase)
         if share is None or not cases:
             continue
-        whole = interval(of_whole(estimate(logs.values[:, cases].mean(axis=1)), share))
+        whole = interval(of_whole(estimate(logs.values[:, cases].mean(axis=1)), share.share, (share.low, share.high)))
         assert whole is not None
-        found.append(WholeStep(step.step, share, whole))
+        found.append(WholeStep(step.step, share.share, whole))
     return found
 
 

@@ -5,16 +5,19 @@ import math
 from workers.statistics.signed_rank import Estimate
 
 
-def of_whole(part: Estimate, share: float) -> Estimate:
+def of_whole(part: Estimate, share: float, share_interval: tuple[float, float] | None = None) -> Estimate:
     """The speed-up of something of whose time a part that became faster took `share`: 1 / ((1 - share) + share / (1 + gain)) - 1.
 
-    Amdahl, Validity of the single processor approach to achieving large scale computing capabilities, AFIPS 30, 1967. It grows with the
-    part's speed-up, so that the interval's ends are those of the part's. Raises ValueError for a share that is not within [0, 1].
+    Amdahl, Validity of the single processor approach to achieving large scale computing capabilities, AFIPS 30, 1967. The interval holds
+    whatever is possible where both the part's gain and the share are within theirs, so that it is wrong no more often than the two
+    together. `share_interval`: of a share that was measured; without it the share is taken to be known. Raises ValueError for a share that is not within [0, 1].
     """
-    if not (math.isfinite(share) and 0.0 <= share <= 1.0):
-        raise ValueError(f"A part takes between none and all of the time, not {share} of it.")
+    low, high = share_interval or (share, share)
+    if not all(math.isfinite(each) and 0.0 <= each <= 1.0 for each in (share, low, high)):
+        raise ValueError(f"A part takes between none and all of the time, not {share} [{low}, {high}] of it.")
 
-    def whole(gain: float) -> float:
+    def whole(gain: float, share: float) -> float:
         return 1.0 / ((1.0 - share) + share / (1.0 + gain)) - 1.0
 
-    return Estimate(whole(part.gain), whole(part.low), whole(part.high), part.level, part.pairs)
+    possible = [whole(gain, each) for gain in (part.low, part.high) for each in (low, high)]
+    return Estimate(whole(part.gain, share), min(possible), max(possible), part.level, part.pairs)

@@ -65,8 +65,13 @@ FACES_BITS = 0.8
 FACES_FEWER = 1.5
 """With fewer than `FACES_BITS` of their bits, its error may be `FACES_FEWER` times theirs: what each row or matrix keeps besides weighs more where these
 are small, and scales of groups where rows are short."""
+FACES_LEAST = 2.0**-8
+"""With as many bits, an error that is always allowed: a model whose weights 16 bits hold exactly says nothing of others."""
 SEEN_AT_WORK = 2.0
 """The model's error counts as at most this many times what its products showed."""
+SEEN_QUANTILE = 0.25
+"""Of these, the product that counts: errors that change nothing of a model can hide in some of its matrices (one constant in all of a row's logits,
+whatever is far below zero before an activation), but not in those that it adds up."""
 KEPT_PRODUCTS, KEPT_ROWS = 64, 16
 
 GROUP = 64
@@ -401,7 +406,7 @@ class QuantizationKind(SlotKind):
         # Stored as it comes, a weight has other bits in another dtype.
         bits_of_model = min(model[BITS], 8 * TensorSpec((), case.dtype).torch_dtype.itemsize)
         fewer = timed[BITS] < FACES_BITS * bits_of_model
-        allowed = (FACES_FEWER if fewer else FACES) * ours + STORED["E"]
+        allowed = FACES_FEWER * ours + STORED["E"] if fewer else max(FACES * ours, FACES_LEAST)
         if theirs <= allowed:
             return None
         return Finding(
@@ -442,14 +447,16 @@ def counted_bytes(tensor: Tensor, weight: Tensor) -> int:
 def error_at_work(seen: "Sequence[Product]") -> float | None:
     """The relative error of weights whose products these are, where it has no direction in common with what was multiplied; None of no products.
 
-    Of an error E [outputs, inputs] of W without such a direction, |x E^T|^2 is |x|^2 |E|^2 / inputs on average.
+    Of an error E [outputs, inputs] of W without such a direction, |x E^T|^2 is |x|^2 |E|^2 / inputs on average; of all products the one at `SEEN_QUANTILE`.
     """
-    error = total = 0.0
+    found = []
     for weight, x, product in seen:
         wide, stored = x.float(), weight.float()
-        error += float((product.float() - wide @ stored.T).square().sum())
-        total += float(wide.square().sum() * stored.square().sum()) / weight.shape[1]
-    return (error / total) ** 0.5 if total else None
+        error = (product.float() - wide @ stored.T).square().sum()
+        size = wide.square().sum() * stored.square().sum() / weight.shape[1]
+        if float(size):
+            found.append(float(error / size) ** 0.5)
+    return sorted(found)[int(SEEN_QUANTILE * len(found))] if found else None
 
 
 def compare_stored(dequant: Tensor, weight: Tensor, quality_class: str) -> Finding | None:

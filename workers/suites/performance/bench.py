@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
+from engine.slots.places import without_place
 from engine.slots.source import Source
 from workers.judge import accelerator
 from workers.judge.ballast import Ballast, Room
@@ -170,7 +171,9 @@ class Course:
                 # What is drawn from the seed alone is the same for both sides, and gigabytes on an accelerator.
                 own = name == "head" or self.prepares or self._settles
                 self.held[name] = self._settled(host, name) if own else self.held["head"]
-                if name == "base":
+                if name == "head":
+                    self._check_other_ways(host)
+                else:
                     if self.on_device:
                         host.discard()
                         self._learn()
@@ -185,6 +188,23 @@ class Course:
                 raise
             finally:
                 host.discard()
+
+    def _check_other_ways(self, host: SteadyHost) -> None:
+        """One call of each case in every way but the one that is timed: a module may know the one in which the engine calls it."""
+        if type(self.kind).ways is SlotKind.ways:
+            return
+        for name, case in self.cases.items():
+            held = self.held["head"][name]
+            call = replace(self._draw(name, held, "other ways"), recorded=False)
+            for way in self.kind.ways(call)[1:]:
+                client = host.client()
+                client.hold(held)
+                outputs = client.run(way)
+                made = self.kind.followed(way, outputs)
+                finding = self.kind.compare(case, self.header, outputs, self.kind.expected(case, held, made), None)
+                if finding is not None:
+                    recipe = recipe_of(case, "performance", name, "other ways")
+                    raise Wrong(without_place(finding), name, recipe=recipe)
 
     @property
     def _settles(self) -> bool:

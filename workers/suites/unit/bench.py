@@ -1,12 +1,12 @@
 """What the unit suite judges with."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from random import SystemRandom
 from typing import Any
 
 from engine.slots.kind import CallFailed, Case, HeldSet, Property
+from engine.slots.places import without_place
 from workers.judge.trial import SteadyHost, Trial, Wrong, prepared, recipe_of
 
 
@@ -56,11 +56,8 @@ class UnitBench:
             got = self.host.run(way)
             finding = self.kind.compare(case, self.header, got, expected, plain)
             if finding is not None:
-                if way is not call:
-                    finding = replace(
-                        finding, sentence=f"Called without `out`, as the engine calls it: {finding.sentence}"
-                    )
-                raise Wrong(finding, published.name, recipe=recipe_of(case, "unit", case.name, "call"))
+                told = finding if way is call else without_place(finding)
+                raise Wrong(told, published.name, recipe=recipe_of(case, "unit", case.name, "call"))
 
     def check_property(self, prop: Property) -> None:
         """One property. Raises Wrong, CallFailed."""
