@@ -645,7 +645,10 @@ def _known(folder: Path, machine_class: str, facts: Mapping[str, str | float]) -
     """What the file in `folder` holds that the one of this machine takes the place of."""
     if folder.resolve() == calibrations.folder().resolve():
         return calibrations.of_machine(machine_class, facts)
-    return calibrations.read_file(folder / f"{calibrations.file_name(machine_class, facts)}.json")
+    found = calibrations.read_file(folder / f"{calibrations.file_name(machine_class, facts)}.json")
+    if found is None or found.machine_class != machine_class:
+        return None
+    return found if calibrations.make(found.environment) == calibrations.make(facts) else None
 
 
 def calibrate_steps(folder: Path, console: Console, accelerator: int = 0) -> Calibration:

@@ -1,5 +1,6 @@
 """What a machine class has been found to tell apart, as `swapbench calibrate` wrote it and as the rule of an attempt uses it. Torch-free."""
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,8 @@ class Share(msgspec.Struct, frozen=True):
     low: Fraction
     high: Fraction
     rounds: int
+    code: str
+    """Digest of the module's file: another one under its name takes another share."""
 
 
 class StepShares(msgspec.Struct, frozen=True):
@@ -229,6 +232,11 @@ def cases_of(cases: Sequence[str], phase: Phase) -> list[int]:
     return [number for number, case in enumerate(cases) if phase_of(case) == phase]
 
 
+def code_of(file: Path) -> str:
+    """A digest of a slot file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
 def read_file(path: Path) -> Calibration | None:
     """The calibration in a file; None where there is none. Raises CalibrationError for a file that is no calibration."""
     try:
@@ -237,5 +245,5 @@ def read_file(path: Path) -> Calibration | None:
         return None
     except (OSError, msgspec.MsgspecError) as error:
         raise CalibrationError(
-            f"{path} cannot be used: {error}. Mend it or make it anew by `swapbench calibrate`."
+            f"{path} cannot be used: {error}. Mend it, or take it away and make it anew by `swapbench calibrate`."
         ) from None

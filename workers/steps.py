@@ -24,7 +24,8 @@ from engine.loader import random_model
 from engine.models.config import ModelConfig
 from engine.slots.attention import StandardKV, StepMeta
 from engine.slots.kind import kind_named
-from workers.calibrations import Phase, Share, StepShares
+from engine.slots.registry import implementations
+from workers.calibrations import ROOT, Phase, Share, StepShares, code_of
 from workers.statistics import estimate
 
 SLOTS = ("attention", "quantization", "normalization", "activation")
@@ -204,7 +205,8 @@ def engines(config: dict[str, Any], step: Step, device: Literal["cpu", "cuda"]) 
     for slot in SLOTS:
         made[slot, ""] = Engine(model, around | {slot: NOTHING[slot]()}, **options)
         for name in modules(slot, step, device):
-            stands = around.get(slot, kind_named(slot).default) == name
+            # A quantization that is asked for by name is another path than none at all.
+            stands = around.get(slot, kind_named(slot).default) == name and slot != "quantization"
             made[slot, name] = whole if stands else Engine(model, around | {slot: name}, **options)
     return made
 
@@ -234,7 +236,7 @@ def shares_of(
         found = estimate([math.log(whole / without) for without, whole in sides])
         # As a share of the longer of the two; less than nothing is noise.
         share, low, high = (max(0.0, gain / (1 + gain)) for gain in (found.gain, found.low, found.high))
-        return Share(share, low, high, rounds)
+        return Share(share, low, high, rounds, code_of(implementations(ROOT / "engine", slot)[name]))
 
     return StepShares(
         step=step.name,

@@ -330,6 +330,14 @@ class SlotKind(ABC):
         """Figures of what `proxy` stored for the quality model, under the names that `figures` gives them. Raises CallFailed."""
         return {}
 
+    def disturbed(self, share: float, generator: torch.Generator) -> Any:
+        """A module that is off by `share` at random, where quality tells how far off one is; else None."""
+        return None
+
+    def borne_out(self, figures: Mapping[str, float], as_bad_as: float) -> dict[str, float]:
+        """Figures of the model, given that quality suffers as it does from a module that is off by `as_bad_as` at random."""
+        return dict(figures)
+
     def two_faced(self, case: Case, model: Mapping[str, float], timed: Mapping[str, float]) -> Finding | None:
         """What is wrong where the figures of the quality model are better than those of what is timed, a case."""
         return None

@@ -156,8 +156,8 @@ def performance_of(sample: Sample, pairs: int = 20) -> Performance | None:
         steps=[
             WholeStep(step, share, interval(share * log_effect, share * half))
             for step, share in (
-                ("a prompt of 8192 tokens, a model of 8B", 0.09),
-                ("a token of each of 16, a model of 8B", 0.16),
+                ("a prompt of 8192 tokens, the shape of a model of 8B, bfloat16", 0.09),
+                ("a token of each of 16 sequences after 2048, the shape of a model of 8B, bfloat16", 0.16),
             )
         ],
     )

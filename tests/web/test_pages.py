@@ -120,7 +120,7 @@ def test_a_speed_up_is_shown_with_its_unit_and_interval(site: Client, full: dict
 def test_what_a_whole_model_has_of_a_gain_stands_beside_it(site: Client, full: dict[int, Submission]) -> None:
     text = site.get(f"/submissions/{full[3].pk}").content.decode()
     assert "Of a whole model" in text
-    row = text.partition("A token of each of 16, a model of 8B")[2].partition("</tr>")[0]
+    row = text.partition("A token of each of 16 sequences after 2048")[2].partition("</tr>")[0]
     assert "16.0\u202f%" in row
     assert re.search(r"\+4\.\d\u202f%", row)
     assert "Of a whole model" not in site.get(f"/submissions/{full[10].pk}").content.decode()

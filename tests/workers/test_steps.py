@@ -22,6 +22,7 @@ from tests.engine.judging import header
 from workers import calibrate, calibrations, steps
 from workers.calibrations import ROOT, Calibration, Share, SlotCalibration, StepShares
 from workers.judge import machine, speed
+from workers.judge.hosts import Side
 from workers.protocol import PairRecord
 from workers.statistics import Estimate, LogRatios, Rate, estimate, of_whole
 
@@ -67,6 +68,8 @@ def test_the_interval_holds_what_either_of_the_two_leaves_possible() -> None:
     part = Estimate(1.0, 0.5, 2.0, 0.96, 8)
     found = of_whole(part, 0.5, (0.4, 0.6))
     assert found.gain == of_whole(part, 0.5).gain
+    # Either of the two intervals can be wrong.
+    assert found.level == pytest.approx(0.91)
     assert found.low == pytest.approx(1 / (0.6 + 0.4 / 1.5) - 1)
     assert found.high == pytest.approx(1 / (0.4 + 0.6 / 3.0) - 1)
     # A loss is larger where the share is, too.
@@ -100,6 +103,8 @@ def made_up() -> dict[tuple[str, str], Any]:
     for slot in steps.SLOTS:
         made[slot, ""] = SimpleNamespace(what="without")
         made[slot, kind_named(slot).default] = whole
+    # As one that is asked for by name, and takes as long.
+    made["quantization", "none"] = SimpleNamespace(what="whole")
     return made
 
 
@@ -120,8 +125,8 @@ def test_what_is_missing_without_a_slot_is_its_share(monkeypatch: pytest.MonkeyP
     said: list[int] = []
     found = steps.shares_of(PREFILL, TINY, "cpu", 3, said.append)
     assert said == [1, 2, 3, 4]
-    # One engine with all is shared by all; each has as many turns as any other.
-    assert set(clock.asked.values()) == {4}
+    # One engine with all is shared by three; each has as many turns as any other.
+    assert clock.asked == {"": 8} | dict.fromkeys(steps.SLOTS, 4)
     assert {slot: of[kind_named(slot).default].share for slot, of in found.shares.items()} == {
         slot: pytest.approx(seconds / 10) for slot, seconds in Clock.OF.items()
     }
@@ -148,6 +153,10 @@ def test_around_a_slot_may_stand_what_is_faster_than_defaults(monkeypatch: pytes
     assert named["activation", ""] == named["", ""] == "FusedRMSNorm"
     assert named["normalization", "plain"] == "PlainRMSNorm"
     assert named["normalization", ""] == "NoNormalization"
+    # What nobody asked for is no module.
+    schemes = {key: {type(of.scheme).__name__ for of in engine.model.linears()} for key, engine in made.items()}
+    assert schemes["quantization", "none"] != schemes["", ""]
+    assert "NoQuantization" in schemes["quantization", ""]
 
 
 def test_of_attention_that_cannot_be_recorded_no_decoding_is_measured_on_an_accelerator() -> None:
@@ -227,19 +236,23 @@ def test_every_published_case_is_of_a_phase_or_mixes_them(device: str) -> None:
         ]
 
 
+FILE = "engine/attention/sdpa.py"
+CODE = calibrations.code_of(ROOT / FILE)
+
+
 def shares(step: str, phase: Any, **of: float) -> StepShares:
     """Of modules named "default"."""
     return StepShares(
         step,
         phase,
         10.0,
-        {slot: {"default": Share(share, share, share, 7)} for slot, share in of.items()},
+        {slot: {"default": Share(share, share, share, 7, CODE)} for slot, share in of.items()},
         "2026-11-30",
     )
 
 
-def stage_of(pairs: list[PairRecord], kind: str = "attention", base: str = "default") -> Any:
-    subject = SimpleNamespace(kind=SimpleNamespace(name=kind), base=SimpleNamespace(name=base))
+def stage_of(pairs: list[PairRecord], kind: str = "attention", base: str = "default", path: str = FILE) -> Any:
+    subject = SimpleNamespace(kind=SimpleNamespace(name=kind), base=Side(ROOT, path, base))
     return SimpleNamespace(
         records=pairs, trial=SimpleNamespace(subject=subject, environment=SimpleNamespace(machine_class="x"))
     )
@@ -298,6 +311,7 @@ def test_without_a_measured_share_nothing_is_said_of_a_model(monkeypatch: pytest
     # What head was measured against takes another share, of which nobody knows.
     assert len(speed._whole_steps(stage_of(pairs), decision)) == 1
     assert speed._whole_steps(stage_of(pairs, base="earlier"), decision) == []
+    assert speed._whole_steps(stage_of(pairs, path="engine/attention/paged.py"), decision) == []
 
     def broken(*_: object) -> None:
         raise calibrations.CalibrationError("x.json cannot be used.")

@@ -382,13 +382,15 @@ def _whole_steps(stage: _Stage, decision: Decision) -> list[WholeStep]:
         return []
     if known is None or decision.estimate is None:
         return []
+    base = trial.subject.base
+    code = calibrations.code_of(Path(base.tree, base.path))
     fresh = [record for record in stage.records if record.phase == "confirm"]
     logs = LogRatios.of(fresh or stage.records)
     found = []
     for step in known.steps:
-        share = step.shares.get(trial.subject.kind.name, {}).get(trial.subject.base.name)
+        share = step.shares.get(trial.subject.kind.name, {}).get(base.name)
         cases = calibrations.cases_of(logs.cases, step.phase)
-        if share is None or not cases:
+        if share is None or share.code != code or not cases:
             continue
         whole = interval(of_whole(estimate(logs.values[:, cases].mean(axis=1)), share.share, (share.low, share.high)))
         assert whole is not None

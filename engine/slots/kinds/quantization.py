@@ -9,7 +9,6 @@ earlier, whose bytes nobody counts, is nearer to what was true before.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from random import SystemRandom
 from typing import Any
 
 import torch
@@ -67,12 +66,8 @@ FACES_FEWER = 1.5
 are small, and scales of groups where rows are short."""
 FACES_LEAST = 2.0**-8
 """With as many bits, an error that is always allowed: a model whose weights 16 bits hold exactly says nothing of others."""
-SEEN_AT_WORK = 2.0
-"""The model's error counts as at most this many times what its products showed."""
-SEEN_QUANTILE = 0.25
-"""Of these, the product that counts: errors that change nothing of a model can hide in some of its matrices (one constant in all of a row's logits,
-whatever is far below zero before an activation), but not in those that it adds up."""
-KEPT_PRODUCTS, KEPT_ROWS = 64, 16
+BORNE_OUT = 1.75
+"""The model's error counts as at most this many times that of a model whose matrices are disturbed at random and which is as bad: of schemes that round, 0.9 to 1.65."""
 
 GROUP = 64
 
@@ -368,10 +363,7 @@ class QuantizationKind(SlotKind):
         return figures
 
     def figures_of_model(self, proxy: Any) -> dict[str, float]:
-        """The error of all weights of the model that were packed, together, and the bits that were handed over for each of their elements.
-
-        A module says itself what a weight unpacks to; so its error is no larger here than what was multiplied with had.
-        """
+        """The error of all weights of the model that were packed, together, and the bits that were handed over for each of their elements."""
         error = total = 0.0
         packed_bytes = elements = 0
         for weight, packed in proxy.packed:
@@ -379,14 +371,18 @@ class QuantizationKind(SlotKind):
             total += float(weight.float().square().sum())
             packed_bytes += sum(counted_bytes(tensor, weight) for tensor in packed.values())
             elements += weight.numel()
-        if not total:
-            return {}
-        stored = (error / total) ** 0.5
-        seen = error_at_work(proxy.seen)
-        return {
-            STORED_ERROR: stored if seen is None else min(stored, SEEN_AT_WORK * seen),
-            BITS: 8 * packed_bytes / elements,
-        }
+        return {STORED_ERROR: (error / total) ** 0.5, BITS: 8 * packed_bytes / elements} if total else {}
+
+    def disturbed(self, share: float, generator: torch.Generator) -> Any:
+        """Weights that are off at random."""
+        return Disturbed(share, generator)
+
+    def borne_out(self, figures: Mapping[str, float], as_bad_as: float) -> dict[str, float]:
+        """A module says itself what a weight unpacks to, and can store another that does the same in a model (one that is scaled, where the next is scaled
+        back): its error is no larger than what quality bears out."""
+        if STORED_ERROR not in figures:
+            return dict(figures)
+        return {**figures, STORED_ERROR: min(figures[STORED_ERROR], BORNE_OUT * as_bad_as)}
 
     def may_lose(self, cases: Sequence[Case], base: Sequence[Figures], head: Sequence[Figures]) -> dict[str, float]:
         """Prompts: what unpacking costs, where head stores clearly fewer bits than base in every case."""
@@ -444,19 +440,26 @@ def counted_bytes(tensor: Tensor, weight: Tensor) -> int:
     return tensor.nbytes // 2 if follows_dtype(tensor, weight) else tensor.nbytes
 
 
-def error_at_work(seen: "Sequence[Product]") -> float | None:
-    """The relative error of weights whose products these are, where it has no direction in common with what was multiplied; None of no products.
+class Disturbed:
+    """Weights that are off at random, by `share` of the size of their row, and products with them."""
 
-    Of an error E [outputs, inputs] of W without such a direction, |x E^T|^2 is |x|^2 |E|^2 / inputs on average; of all products the one at `SEEN_QUANTILE`.
-    """
-    found = []
-    for weight, x, product in seen:
-        wide, stored = x.float(), weight.float()
-        error = (product.float() - wide @ stored.T).square().sum()
-        size = wide.square().sum() * stored.square().sum() / weight.shape[1]
-        if float(size):
-            found.append(float(error / size) ** 0.5)
-    return sorted(found)[int(SEEN_QUANTILE * len(found))] if found else None
+    def __init__(self, share: float, generator: torch.Generator) -> None:
+        self.share = share
+        self.generator = generator
+
+    def pack(self, weight: Tensor) -> Packed:
+        """The weight, and noise."""
+        size = weight.float().square().mean(1, keepdim=True).sqrt()
+        noise = torch.randn(weight.shape, generator=self.generator).to(weight.device)
+        return {"weight": (weight + self.share * size * noise).to(weight.dtype)}
+
+    def linear(self, x: Tensor, packed: Packed) -> Tensor:
+        """x [T, in] -> [T, out]."""
+        return functional.linear(x, packed["weight"])
+
+    def dequant(self, packed: Packed) -> Tensor:
+        """What is multiplied with."""
+        return packed["weight"].float()
 
 
 def compare_stored(dequant: Tensor, weight: Tensor, quality_class: str) -> Finding | None:
@@ -714,24 +717,13 @@ class RemotePacked(dict[str, Tensor]):
         self.dtype = dtype
 
 
-Product = tuple[Tensor, Tensor, Tensor]
-"""A weight [outputs, inputs], some rows that were multiplied with it [rows, inputs], and what came of them [rows, outputs]."""
-
-
 class RemoteQuantization:
-    """A `Quantization` in the judge's engine.
-
-    seen: some of the products that were made for it, chosen so that nobody can know which.
-    """
+    """A `Quantization` in the judge's engine."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.count = 0
         self.packed: list[tuple[Tensor, RemotePacked]] = []
-        self.seen: list[Product] = []
-        self._weights: dict[str, Tensor] = {}
-        self._products = 0
-        self._coins = SystemRandom()
 
     def pack(self, weight: Tensor) -> RemotePacked:
         """Packs in the host and shares the result with it. Raises CallFailed."""
@@ -745,27 +737,13 @@ class RemoteQuantization:
         tensors = {name.removeprefix(of): view for name, view in views.items()}
         packed = RemotePacked(tensors, of, (weight.shape[0], weight.shape[1]), TensorSpec.of(weight).dtype)
         self.packed.append((weight.detach(), packed))
-        self._weights[of] = weight.detach()
         return packed
 
     def linear(self, x: Tensor, packed: RemotePacked) -> Tensor:
         """Multiplies in the host. Raises CallFailed."""
         spec = TensorSpec((x.shape[0], packed.shape[0]), TensorSpec.of(x).dtype)
         params: dict[str, Scalar] = {"of": packed.of, "weights": 1}
-        y = self.runner.run(Call("linear", params, {"x": x.contiguous()}, {"y": spec}))["y"]
-        self._keep(self._weights[packed.of], x, y)
-        return y
-
-    def _keep(self, weight: Tensor, x: Tensor, y: Tensor) -> None:
-        """Each product is kept with the same probability, however many there are (Vitter, Random Sampling with a Reservoir, 1985)."""
-        self._products += 1
-        place = len(self.seen)
-        if place < KEPT_PRODUCTS:
-            self.seen.append((weight, x, y))
-        elif (place := self._coins.randrange(self._products)) >= KEPT_PRODUCTS:
-            return
-        rows = self._coins.sample(range(len(x)), min(len(x), KEPT_ROWS))
-        self.seen[place] = (weight, x[rows].clone(), y[rows].clone())
+        return self.runner.run(Call("linear", params, {"x": x.contiguous()}, {"y": spec}))["y"]
 
     def dequant(self, packed: RemotePacked) -> Tensor:
         """The stored weight, float32. Raises CallFailed."""

@@ -30,6 +30,8 @@ NEEDLE_LENGTHS = (512, 1024)
 NEEDLE_DEPTHS = (0.1, 0.5, 0.9)
 NEEDLES_PER_CELL = 1
 KINDS_WITH_NEEDLES = ("attention",)
+DISTURBANCE = 0.05
+DISTURBED_TEXTS = 2
 
 
 def text_lengths() -> list[int]:
@@ -148,23 +150,43 @@ class IntegrationBench:
         logits = self._logits(self.reference)
         return logits, quality.noise_floor(self.reference, self.texts[:2], logits[:2])
 
+    def _by_disturbed(self) -> list[Tensor] | None:
+        generator = self.source.child("disturbed").generator()
+        module = self.kind.disturbed(DISTURBANCE, generator)
+        if module is None:
+            return None
+        return self._engine({self.kind.name: module}).logits(self.texts[:DISTURBED_TEXTS], chunk=CHUNK)
+
+    def _as_bad_as(self, ours: list[Tensor], theirs: list[Tensor], disturbed: list[Tensor]) -> float:
+        """The error at random from which quality suffers as much. Divergence grows as the square of a small error."""
+        texts, scored = self.texts[:DISTURBED_TEXTS], self._scored[:DISTURBED_TEXTS]
+        divergence, known = (
+            quality.compare(ours[:DISTURBED_TEXTS], other[:DISTURBED_TEXTS], texts, scored).mean_kl.value
+            for other in (theirs, disturbed)
+        )
+        return float(DISTURBANCE * (divergence / known) ** 0.5)
+
     # -- what is judged ---------------------------------------------------------------------------------------------
 
     def measure(self) -> None:
         """Scores the texts with both engines. Raises Wrong where the declared class is not kept, CallFailed of the host."""
         self.trial.hosts.start_ahead(self.trial.subject.head)
         texts = self.texts
-        by_reference = self._beside.submit(self._by_reference)
+        by_reference, by_disturbed = self._beside.submit(self._by_reference), self._beside.submit(self._by_disturbed)
         self.trial.say(
             "integration", f"{len(texts)} texts, once with {self.header.name} and once with the reference", 0, 0, ""
         )
         theirs = self._logits(self.subject)
-        self.trial.model_figures = self.kind.figures_of_model(self.proxy)
+        figures = self.kind.figures_of_model(self.proxy)
         ours, self.noise = self._awaited(by_reference)
         try:
             found = quality.compare(ours, theirs, texts, self._scored)
         except ValueError as error:
             raise Wrong(Finding(f"{error} The slot's output upsets the model."), code="not_finite") from None
+        disturbed = self._awaited(by_disturbed)
+        if disturbed is not None:
+            figures = self.kind.borne_out(figures, self._as_bad_as(ours, theirs, disturbed))
+        self.trial.model_figures = figures
         self._measured = found
         self.quality = {
             "delta_ppl": found.delta_ppl.value,

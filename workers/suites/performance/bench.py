@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from random import SystemRandom
 from threading import Event
 from typing import Any, Literal
 
@@ -163,7 +164,8 @@ class Course:
         hosts = self.trial.hosts
         if self.on_device:
             hosts.step_aside()
-        hosts.start_ahead(self.sides["head"] if self._settles else self.sides["base"])
+        first: SideName = "head" if self._settles or self._has_ways else "base"
+        hosts.start_ahead(self.sides[first])
         for name in ("head", "base"):
             # The base's host, which has nothing more to prove, is also the one that the calls are tried on.
             host = SteadyHost(self.trial, self.sides[name])
@@ -171,9 +173,9 @@ class Course:
                 # What is drawn from the seed alone is the same for both sides, and gigabytes on an accelerator.
                 own = name == "head" or self.prepares or self._settles
                 self.held[name] = self._settled(host, name) if own else self.held["head"]
-                if name == "head":
-                    self._check_other_ways(host)
-                else:
+                if name == "head" and self._has_ways:
+                    self._check_ways(host)
+                if name == "base":
                     if self.on_device:
                         host.discard()
                         self._learn()
@@ -189,22 +191,27 @@ class Course:
             finally:
                 host.discard()
 
-    def _check_other_ways(self, host: SteadyHost) -> None:
-        """One call of each case in every way but the one that is timed: a module may know the one in which the engine calls it."""
-        if type(self.kind).ways is SlotKind.ways:
-            return
+    @property
+    def _has_ways(self) -> bool:
+        """Whether a module of this kind may be called in several ways."""
+        return type(self.kind).ways is not SlotKind.ways
+
+    def _check_ways(self, host: SteadyHost) -> None:
+        """One call of each case in every way, of which one is timed: a module may know the one in which the engine calls it."""
         for name, case in self.cases.items():
             held = self.held["head"][name]
-            call = replace(self._draw(name, held, "other ways"), recorded=False)
-            for way in self.kind.ways(call)[1:]:
+            call = replace(self._draw(name, held, "ways"), recorded=False)
+            ways = self.kind.ways(call)
+            # Nobody can know which comes first, and keep what the other then gives.
+            for way in SystemRandom().sample(ways, len(ways)):
                 client = host.client()
                 client.hold(held)
                 outputs = client.run(way)
                 made = self.kind.followed(way, outputs)
                 finding = self.kind.compare(case, self.header, outputs, self.kind.expected(case, held, made), None)
                 if finding is not None:
-                    recipe = recipe_of(case, "performance", name, "other ways")
-                    raise Wrong(without_place(finding), name, recipe=recipe)
+                    recipe = recipe_of(case, "performance", name, "ways")
+                    raise Wrong(finding if way is call else without_place(finding), name, recipe=recipe)
 
     @property
     def _settles(self) -> bool:
