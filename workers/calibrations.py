@@ -89,8 +89,8 @@ class Share(msgspec.Struct, frozen=True):
     low: Fraction
     high: Fraction
     rounds: int
-    code: str
-    """Digest of the module's file: another one under its name takes another share."""
+    code: str = ""
+    """Digest of the module's file: another one under its name takes another share; "" where nobody wrote it down, so that it counts for none."""
 
 
 class StepShares(msgspec.Struct, frozen=True):

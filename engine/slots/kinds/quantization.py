@@ -67,7 +67,7 @@ are small, and scales of groups where rows are short."""
 FACES_LEAST = 2.0**-8
 """With as many bits, an error that is always allowed: a model whose weights 16 bits hold exactly says nothing of others."""
 BORNE_OUT = 1.75
-"""The model's error counts as at most this many times that of a model whose matrices are disturbed at random and which is as bad: of schemes that round, 0.9 to 1.65."""
+"""The model's error counts as at most this many times that of a model whose matrices are disturbed at random and which is as bad: of 20 schemes that round, from 8 bits to 4, 0.85 to 1.66."""
 
 GROUP = 64
 

@@ -31,7 +31,6 @@ NEEDLE_DEPTHS = (0.1, 0.5, 0.9)
 NEEDLES_PER_CELL = 1
 KINDS_WITH_NEEDLES = ("attention",)
 DISTURBANCE = 0.05
-DISTURBED_TEXTS = 2
 
 
 def text_lengths() -> list[int]:
@@ -155,16 +154,22 @@ class IntegrationBench:
         module = self.kind.disturbed(DISTURBANCE, generator)
         if module is None:
             return None
-        return self._engine({self.kind.name: module}).logits(self.texts[:DISTURBED_TEXTS], chunk=CHUNK)
+        return self._engine({self.kind.name: module}).logits(self.texts[:TEXTS], chunk=CHUNK)
 
     def _as_bad_as(self, ours: list[Tensor], theirs: list[Tensor], disturbed: list[Tensor]) -> float:
-        """The error at random from which quality suffers as much. Divergence grows as the square of a small error."""
-        texts, scored = self.texts[:DISTURBED_TEXTS], self._scored[:DISTURBED_TEXTS]
-        divergence, known = (
-            quality.compare(ours[:DISTURBED_TEXTS], other[:DISTURBED_TEXTS], texts, scored).mean_kl.value
-            for other in (theirs, disturbed)
-        )
-        return float(DISTURBANCE * (divergence / known) ** 0.5)
+        """The error at random from which quality suffers as much, in the long text that suffers least: a host knows which rows are of which.
+
+        Divergence grows as the square of a small error.
+        """
+        found = []
+        for number, known in enumerate(disturbed):
+            text, scored = [self.texts[number]], [self._scored[number]]
+            here, there = (
+                quality.compare([ours[number]], [other], text, scored).mean_kl.value
+                for other in (theirs[number], known)
+            )
+            found.append(float(DISTURBANCE * (here / there) ** 0.5))
+        return min(found)
 
     # -- what is judged ---------------------------------------------------------------------------------------------
 
@@ -183,10 +188,6 @@ class IntegrationBench:
             found = quality.compare(ours, theirs, texts, self._scored)
         except ValueError as error:
             raise Wrong(Finding(f"{error} The slot's output upsets the model."), code="not_finite") from None
-        disturbed = self._awaited(by_disturbed)
-        if disturbed is not None:
-            figures = self.kind.borne_out(figures, self._as_bad_as(ours, theirs, disturbed))
-        self.trial.model_figures = figures
         self._measured = found
         self.quality = {
             "delta_ppl": found.delta_ppl.value,
@@ -202,6 +203,10 @@ class IntegrationBench:
         }
         self.meets = quality.classes_met(found, self.noise, self._needle_ratio)
         self._decide()
+        disturbed = self._awaited(by_disturbed)
+        if disturbed is not None:
+            figures = self.kind.borne_out(figures, self._as_bad_as(ours, theirs, disturbed))
+        self.trial.model_figures = figures
 
     def _decide(self) -> None:
         assert self._measured is not None

@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from random import SystemRandom
 from threading import Event
 from typing import Any, Literal
 
@@ -200,18 +199,18 @@ class Course:
         """One call of each case in every way, of which one is timed: a module may know the one in which the engine calls it."""
         for name, case in self.cases.items():
             held = self.held["head"][name]
-            call = replace(self._draw(name, held, "ways"), recorded=False)
-            ways = self.kind.ways(call)
-            # Nobody can know which comes first, and keep what the other then gives.
-            for way in SystemRandom().sample(ways, len(ways)):
+            count = len(self.kind.ways(self._draw(name, held, "ways", 0)))
+            # Each with inputs of its own: what was given before is of no use.
+            for number in range(count if count > 1 else 0):
+                way = self.kind.ways(replace(self._draw(name, held, "ways", number), recorded=False))[number]
                 client = host.client()
                 client.hold(held)
                 outputs = client.run(way)
                 made = self.kind.followed(way, outputs)
                 finding = self.kind.compare(case, self.header, outputs, self.kind.expected(case, held, made), None)
                 if finding is not None:
-                    recipe = recipe_of(case, "performance", name, "ways")
-                    raise Wrong(finding if way is call else without_place(finding), name, recipe=recipe)
+                    recipe = recipe_of(case, "performance", name, "ways", number)
+                    raise Wrong(without_place(finding) if number else finding, name, recipe=recipe)
 
     @property
     def _settles(self) -> bool:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from random import SystemRandom
 from typing import Any
 
-from engine.slots.kind import CallFailed, Case, HeldSet, Property
+from engine.slots.kind import Call, CallFailed, Case, HeldSet, Property
 from engine.slots.places import without_place
 from workers.judge.trial import SteadyHost, Trial, Wrong, prepared, recipe_of
 
@@ -36,7 +35,7 @@ class UnitBench:
         return self.kind.vary(case, self.source.child(case.name, "vary"))
 
     def check_case(self, published: Case) -> None:
-        """One call with fresh inputs against the reference. Raises Wrong, CallFailed."""
+        """One call with fresh inputs, in each way that there is, against the reference. Raises Wrong, CallFailed."""
         case = self.varied(published)
         held = self._prepared[case.name]
         if isinstance(held, CallFailed):
@@ -48,16 +47,20 @@ class UnitBench:
         held = held | more
         call = self.kind.draw(case, held, self.source.child(case.name, "call"))
         self.trial.note(f"unit/{case.name}/call", call.inputs)
+        self._check_call(published.name, case, held, call, "call")
+        for number in range(1, len(self.kind.ways(call))):
+            # With inputs of its own: what was given before is of no use.
+            other = self.kind.draw(case, held, self.source.child(case.name, "call", number))
+            self._check_call(published.name, case, held, self.kind.ways(other)[number], "call", number)
+
+    def _check_call(self, published: str, case: Case, held: HeldSet, call: Call, *labels: str | int) -> None:
+        got = self.host.run(call)
         expected = self.kind.expected(case, held, call)
         plain = self.kind.plain(case, held, call)
-        ways = self.kind.ways(call)
-        # Nobody can know which comes first, and keep what the other then gives.
-        for way in SystemRandom().sample(ways, len(ways)):
-            got = self.host.run(way)
-            finding = self.kind.compare(case, self.header, got, expected, plain)
-            if finding is not None:
-                told = finding if way is call else without_place(finding)
-                raise Wrong(told, published.name, recipe=recipe_of(case, "unit", case.name, "call"))
+        finding = self.kind.compare(case, self.header, got, expected, plain)
+        if finding is not None:
+            told = without_place(finding) if len(labels) > 1 else finding
+            raise Wrong(told, published, recipe=recipe_of(case, "unit", case.name, *labels))
 
     def check_property(self, prop: Property) -> None:
         """One property. Raises Wrong, CallFailed."""
