@@ -122,7 +122,7 @@ def test_what_a_whole_model_has_of_a_gain_stands_beside_it(site: Client, full: d
     assert "Of a whole model" in text
     row = text.partition("A token of each of 16 sequences after 2048")[2].partition("</tr>")[0]
     assert "16.0\u202f%" in row
-    assert re.search(r"\+4\.\d\u202f%", row)
+    assert re.search(r"\+4\.\d\d\u202f%", row)
     assert "Of a whole model" not in site.get(f"/submissions/{full[10].pk}").content.decode()
 
 

@@ -26,9 +26,9 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{_minus(f'{fraction * 100:,.{digits}f}')}{THIN}%"
 
 
-def interval_range(interval: Interval) -> str:
+def interval_range(interval: Interval, digits: int = 1) -> str:
     """The ends of an interval of fractions: "+10.1 … +14.4 %"."""
-    low, high = signed_percent(interval.low), signed_percent(interval.high)
+    low, high = signed_percent(interval.low, digits), signed_percent(interval.high, digits)
     return f"{low.removesuffix(f'{THIN}%')} … {high}"
 
 
