@@ -685,6 +685,32 @@ def chosen(wanted: int | None, visible: str, shown: int) -> int:
     return wanted
 
 
+def _why_senseless(options: argparse.Namespace) -> str:
+    """What is wrong with the command's options, as a sentence, before hours are spent; empty where nothing is."""
+    for name in ("pairs", "attempts", "planted_pairs"):
+        if getattr(options, name) < 0:
+            return f"--{name.replace('_', '-')} {getattr(options, name)}: it must be none or more."
+    if options.resamples < 1:
+        return f"--resamples {options.resamples}: it must be at least 1."
+    for share in options.plant or ():
+        if not 0.0 < share < 1.0:
+            return f"--plant {share}: a share lies between 0 and 1, as 0.05 does."
+    for name, folder in (("out", options.out), ("bank", options.bank.parent)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            return f"--{name} {getattr(options, name)}: {folder} cannot be written to: {error.strerror}."
+    bank = options.bank
+    if bank.exists():
+        if not bank.is_file():
+            return f"--bank {bank}: this is no file."
+        if bank.stat().st_size and next(iter(Bank(bank)), None) is None:
+            return f"--bank {bank}: this is no bank, and is left as it is. Give one that `swapbench calibrate` wrote, or a new name."
+    return ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command. Exit status 0: a calibration was written; 2: it could not be made."""
     parser = argparse.ArgumentParser(prog="swapbench calibrate", description=(__doc__ or "").split("\n")[0])
@@ -721,6 +747,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--outcomes", type=Path, metavar="FOLDER", help="keep the outcomes of whole attempts there")
     options = parser.parse_args(arguments)
+    if sentence := _why_senseless(options):
+        parser.error(sentence)
     try:
         accelerator = chosen(options.accelerator, os.environ.get("CUDA_VISIBLE_DEVICES", ""), accelerators())
         if options.outcomes is not None:

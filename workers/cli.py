@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace, console: Console) -> int:
-    if options.json and not options.json.parent.is_dir():
-        console.print(Text(f"swapbench check: there is no folder {options.json.parent} to write to.", style="red"))
+    if options.json and (sentence := why_not_written(options.json)):
+        console.print(Text(f"swapbench check: {sentence}", style="red"))
         return COULD_NOT_JUDGE
     try:
         tree = read_working_tree(Path.cwd(), options.base, options.only)
@@ -127,6 +127,21 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     if options.json:
         options.json.write_text(protocol.encode_outcome(outcome))
     return exit_status(outcome)
+
+
+def why_not_written(file: Path) -> str:
+    """Why nothing can be written to a file, as a sentence; empty where it can be. A file that was not there is not there afterwards."""
+    if not file.parent.is_dir():
+        return f"there is no folder {file.parent} to write to."
+    there = file.exists()
+    try:
+        with file.open("ab"):
+            pass
+        if not there:
+            file.unlink()
+    except OSError as error:
+        return f"{file} cannot be written: {error.strerror}."
+    return ""
 
 
 def _seed(text: str) -> bytes:
@@ -243,7 +258,7 @@ def _verdict(item: ImplementationOutcome) -> "RenderableType":
             table.add_row("", Text("speed", style="dim"), Text(text))
         for step in item.performance.steps:
             whole = step.speedup
-            text = f"{whole.estimate:+.2%} [{whole.low:+.2%}, {whole.high:+.2%}] for {step.step}, of which it takes {step.share:.1%}"
+            text = f"{whole.estimate:+.2%} [{whole.low:+.2%}, {whole.high:+.2%}] for {step.step}, of which {item.performance.against} takes {step.share:.1%}"
             table.add_row("", Text("model", style="dim"), Text(text))
     return table
 

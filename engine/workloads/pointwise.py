@@ -26,6 +26,8 @@ NORMALIZATION_UNIT = (
     PointwiseWorkload("decode", 5, 2048, decode=True),
     PointwiseWorkload("prefill", 65, 512),
     PointwiseWorkload("wide", 3, 8192),
+    # What one gave outlives the next: a model normalizes queries, then keys.
+    PointwiseWorkload("three-in-a-row", 5, 192, repeat=3),
 )
 NORMALIZATION_CPU = (
     PointwiseWorkload("prefill-512-d1024", 512, 1024),
@@ -50,6 +52,7 @@ ACTIVATION_UNIT = (
     PointwiseWorkload("decode", 3, 1408, decode=True),
     PointwiseWorkload("prefill", 65, 344),
     PointwiseWorkload("wide", 2, 8192),
+    PointwiseWorkload("three-in-a-row", 5, 160, repeat=3),
 )
 ACTIVATION_CPU = (
     PointwiseWorkload("prefill-512-f1408", 512, 1408),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.slots.inprocess import judge_case
-from engine.slots.kind import Environment, kind_named
+from engine.slots.kind import CallFailed, Environment, kind_named
 from engine.slots.kinds.adapter import ROW_WISE
 from engine.slots.places import APART, put, takes_out
 from engine.slots.registry import SlotError, load
@@ -166,6 +166,33 @@ def test_it_is_judged_without_a_place_too_as_the_engine_calls_it() -> None:
     assert with_place is call
     assert without.params == call.params | {APART: True}
     assert without.inputs is call.inputs
+
+
+@pytest.mark.parametrize("kind_name", ["normalization", "activation"])
+def test_one_buffer_for_all_results_is_refused_where_no_place_is_offered_too(kind_name: str) -> None:
+    """A model normalizes queries, and then keys."""
+    memory = torch.empty(1 << 16)
+
+    class OneBuffer:
+        def __init__(self, eps: float = 0.0) -> None:
+            self.plain = load(kind_name, "plain")(*([eps] if kind_name == "normalization" else []))
+
+        def forward(self, *given: Any, out: Any = None) -> Any:
+            if out is not None:
+                return self.plain.forward(*given, out=out)
+            result = self.plain.forward(*given)
+            first = result[0] if kind_name == "normalization" else result
+            kept = memory[: first.numel()].view(first.shape).copy_(first)
+            return (kept, result[1]) if kind_name == "normalization" else kept
+
+    kind, head = kind_named(kind_name), header(kind_name)
+    refused = []
+    for case in kind.cases("unit", head, Environment("x", "cpu", ("float32",))):
+        try:
+            judge_case(kind, head, case, OneBuffer, Source(b"places"), calls=1)
+        except (CallFailed, SlotError) as error:
+            refused.append((case["repeat"], "lies where an earlier result does" in str(error)))
+    assert refused == [(3, True)]
 
 
 def test_operators_are_called_in_both_ways_where_they_are_offered_a_place() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from workers.cli import COULD_NOT_JUDGE, Stages, exit_status, main, show
+from workers.cli import COULD_NOT_JUDGE, Stages, exit_status, main, show, why_not_written
 from workers.protocol import ImplementationOutcome, Outcome, Progress, Reason
 
 SEED = "9a5f7ae116fce977cf51347278cb" + 36 * "0"
@@ -77,3 +77,17 @@ def test_a_seed_that_is_none_is_said_in_words(seed: str, capsys: pytest.CaptureF
         main(["check", "--seed", seed])
     assert ended.value.code == 2
     assert "a seed has 64 hex digits" in capsys.readouterr().err
+
+
+def test_where_an_outcome_cannot_be_written_is_said_before_anything_is_judged(tmp_path: Path) -> None:
+    for file, words in (
+        (tmp_path / "none" / "o.json", "no folder"),
+        (tmp_path, "Is a directory"),
+        (Path("/proc/x"), "cannot be written"),
+    ):
+        assert words in why_not_written(file)
+    assert why_not_written(tmp_path / "o.json") == ""
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "kept.json").write_text("before")
+    assert why_not_written(tmp_path / "kept.json") == ""
+    assert (tmp_path / "kept.json").read_text() == "before"

@@ -359,6 +359,41 @@ def test_a_model_that_does_not_fit_is_told_in_a_sentence(tmp_path: Path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+def test_of_a_share_that_is_hardly_known_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [record(n, "stop", 2.0) for n in range(8)]
+    decision: Any = SimpleNamespace(estimate=estimate(LogRatios.of(pairs).gate))
+    for low, high, said in ((0.0, 0.137, 0), (0.0, 0.04, 1), (0.15, 0.24, 1)):
+        share = Share((low + high) / 2 if low else 0.004, low, high, 7, CODE)
+        known = Calibration("x", "", {}, {}, [StepShares("d", "decode", 1.0, {"attention": {"default": share}}, "")])
+        monkeypatch.setattr(calibrations, "of_machine", lambda *_, known=known: known)
+        assert len(speed._whole_steps(stage_of(pairs), decision)) == said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--pairs", "-3"],
+        ["--plant", "7"],
+        ["--plant", "nan"],
+        ["--resamples", "0"],
+        ["--out", "/proc/x"],
+        ["--bank", "/proc/x/bank.jsonl"],
+        ["--bank", "/tmp"],
+        ["--bank", __file__],
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_measured(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "calibrate", lambda *_, **__: pytest.fail("It was measured."))
+    before = Path(__file__).read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        calibrate.main(options)
+    assert ended.value.code == 2
+    assert options[0] in capsys.readouterr().err
+    assert Path(__file__).read_bytes() == before
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.2])
 def test_a_file_with_a_share_that_cannot_be_is_none(tmp_path: Path, share: float) -> None:
     known = Calibration("x", "2026-11-30", {}, {}, [shares("d", "decode", attention=share)])

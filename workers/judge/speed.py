@@ -51,6 +51,9 @@ REFUSED_SECONDS = 1.0
 """Stands on both sides of a published case that the implementation's limits leave out: it counts as neither faster nor slower."""
 
 
+SHARE_KNOWN = 0.05
+"""How wide the interval of a share may be of which something is said, unless the share is larger."""
+
 WORTH_TELLING = 0.5
 """Seconds in a process's first calls below which nothing is said of compiling: memory is touched for the first time, libraries load."""
 
@@ -372,7 +375,7 @@ def _medians(records: list[PairRecord]) -> dict[str, tuple[float, float]]:
 def _whole_steps(stage: _Stage, decision: Decision) -> list[WholeStep]:
     """What steps of whole models have of the difference in the cases of their phase, from the pairs that the published figure comes from.
 
-    None where nobody measured what the module that head is compared with takes of them.
+    None where nobody measured what the module that head is compared with takes of them, or not closely enough.
     """
     trial = stage.trial
     try:
@@ -390,7 +393,7 @@ def _whole_steps(stage: _Stage, decision: Decision) -> list[WholeStep]:
     for step in known.steps:
         share = step.shares.get(trial.subject.kind.name, {}).get(base.name)
         cases = calibrations.cases_of(logs.cases, step.phase)
-        if share is None or share.code != code or not cases:
+        if share is None or share.code != code or not cases or share.high - share.low > max(SHARE_KNOWN, share.share):
             continue
         whole = interval(of_whole(estimate(logs.values[:, cases].mean(axis=1)), share.share, (share.low, share.high)))
         assert whole is not None
