@@ -235,10 +235,20 @@ def test_products_get_signs_as_far_as_they_reach(taken: tuple[int, int], given: 
 
 
 def test_where_calls_are_drawn_with_their_answers_there_is_one_step() -> None:
-    small = (*pointwise.NORMALIZATION_CPU, *pointwise.ACTIVATION_CPU)
-    assert {each.repeat for each in (*small, *pointwise.NORMALIZATION_UNIT, *pointwise.ACTIVATION_UNIT)} == {1}
+    assert {each.repeat for each in (*pointwise.NORMALIZATION_CPU, *pointwise.ACTIVATION_CPU)} == {1}
     assert {each.layers for each in attention.CPU} == {1}
     assert {each.rounds for each in linear.CPU} == {1}
+
+
+@pytest.mark.parametrize("kind_name", ["normalization", "activation"])
+def test_steps_of_the_unit_suite_are_apart(kind_name: str) -> None:
+    """Nothing is timed there: several are made of which none follows another, to see that each result outlives the next."""
+    kind = kind_named(kind_name)
+    cases = kind.cases("unit", header(kind_name), Environment("x", "cpu", ("float32",)))
+    assert {case["repeat"] for case in cases} == {1, 3}
+    for case in cases:
+        held = kind.held(case, Source(b"apart"))
+        assert not kind.draw(case, held, Source(b"apart")).params.get("follows")
 
 
 @pytest.mark.parametrize("workload", [*pointwise.NORMALIZATION_CUDA, *pointwise.ACTIVATION_CUDA], ids=lambda w: w.name)
