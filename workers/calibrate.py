@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -619,7 +619,7 @@ def calibrate(
         TimeRemainingColumn(),
     )
     facts = machine.facts()
-    before = _known(folder, where.machine_class, facts)
+    before = calibrations.of_machine(where.machine_class, facts, folder)
     learned = dict(before.slots) if before is not None else {}
     known = before.steps if before is not None else []
     with workspace(accelerator) as made, Progress(*columns, console=console) as progress:
@@ -641,20 +641,10 @@ def calibrate(
     return found
 
 
-def _known(folder: Path, machine_class: str, facts: Mapping[str, str | float]) -> Calibration | None:
-    """What the file in `folder` holds that the one of this machine takes the place of."""
-    if folder.resolve() == calibrations.folder().resolve():
-        return calibrations.of_machine(machine_class, facts)
-    found = calibrations.read_file(folder / f"{calibrations.file_name(machine_class, facts)}.json")
-    if found is None or found.machine_class != machine_class:
-        return None
-    return found if calibrations.make(found.environment) == calibrations.make(facts) else None
-
-
 def calibrate_steps(folder: Path, console: Console, accelerator: int = 0) -> Calibration:
     """Measures what each slot takes of whole steps of a model and adds it to the calibration in `folder`. Raises CalibrationFailed."""
     where, facts = machine.environment(), machine.facts()
-    found = _known(folder, where.machine_class, facts)
+    found = calibrations.of_machine(where.machine_class, facts, folder)
     today = datetime.now(UTC).date().isoformat()
     measured = []
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn())
@@ -764,10 +754,10 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     slots = options.slot or [name for name in FOLDERS if name in SPINNING]
     try:
-        found = (
-            calibrate_steps(options.out, console, accelerator)
-            if options.steps
-            else calibrate(
+        if options.steps:
+            found = calibrate_steps(options.out, console, accelerator)
+        else:
+            found = calibrate(
                 slots,
                 Bank(options.bank),
                 options.out,
@@ -780,7 +770,6 @@ def main(arguments: list[str] | None = None) -> int:
                 accelerator=accelerator,
                 outcomes=options.outcomes,
             )
-        )
     except (CalibrationFailed, MeasuringFailed, Occupied, UnfitMachine, calibrations.CalibrationError) as error:
         console.print(f"swapbench calibrate: {error}", style="red", markup=False)
         return 2

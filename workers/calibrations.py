@@ -5,11 +5,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
-from workers.protocol import PairRecord
+from workers.protocol import Fraction, PairRecord
 from workers.statistics import Estimate, Rate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,9 +77,6 @@ class SlotCalibration(msgspec.Struct, frozen=True):
     """Digest of the cases; "" where nobody wrote it down, so that it counts for none."""
     planted: list[Planted] = []
     attempts: WholeAttempts | None = None
-
-
-Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -171,16 +168,31 @@ def read(name: str) -> Calibration | None:
     return read_file(folder() / f"{name}.json")
 
 
+def read_file(path: Path) -> Calibration | None:
+    """The calibration in a file; None where there is none. Raises CalibrationError for a file that is no calibration."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CalibrationError(
+            f"{path} cannot be used: {error}. Mend it, or take it away and make it anew by `swapbench calibrate`."
+        ) from None
+
+
 def names() -> list[str]:
     """The files that there are, without their endings."""
     return sorted(path.stem for path in folder().glob("*.json"))
 
 
-def of_machine(machine_class: str, facts: Mapping[str, str | float]) -> Calibration | None:
-    """What was measured on machines of this class and of the make that `facts` tell of. Raises CalibrationError."""
+def of_machine(machine_class: str, facts: Mapping[str, str | float], within: Path | None = None) -> Calibration | None:
+    """What was measured on machines of this class and of the make that `facts` tell of. Raises CalibrationError.
+
+    within: the folder; that of attempts where none is given.
+    """
     # Files were named after the class alone before makes had their own.
     for name in (file_name(machine_class, facts), machine_class):
-        found = read(name)
+        found = read_file((within or folder()) / f"{name}.json")
         if found is not None and found.machine_class == machine_class and make(found.environment) == make(facts):
             return found
     return None
@@ -235,15 +247,3 @@ def cases_of(cases: Sequence[str], phase: Phase) -> list[int]:
 def code_of(file: Path) -> str:
     """A digest of a slot file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
-def read_file(path: Path) -> Calibration | None:
-    """The calibration in a file; None where there is none. Raises CalibrationError for a file that is no calibration."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Calibration)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise CalibrationError(
-            f"{path} cannot be used: {error}. Mend it, or take it away and make it anew by `swapbench calibrate`."
-        ) from None

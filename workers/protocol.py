@@ -50,6 +50,7 @@ Path = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 MAX_LINE = 4000
 SHORT_LINE = 400
 Line = Annotated[str, msgspec.Meta(max_length=MAX_LINE)]
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 SuiteName = Literal["unit", "integration", "performance"]
 SUITES: tuple[SuiteName, ...] = ("unit", "integration", "performance")
@@ -167,7 +168,7 @@ class Interval(msgspec.Struct, frozen=True):
     estimate: float
     low: float
     high: float
-    level: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.95
+    level: Fraction = 0.95
 
 
 class CaseSpeed(msgspec.Struct, frozen=True):
@@ -198,7 +199,7 @@ class WholeStep(msgspec.Struct, frozen=True):
     """What a step of a whole model has of the gain in the cases of its phase (see workers.steps)."""
 
     step: Line
-    share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+    share: Fraction
     """Of the step's time that the slot takes with what head was measured against in it, as it was measured on such a machine."""
     speedup: Interval
 

@@ -180,9 +180,14 @@ def seconds_of(engine: Engine, step: Step, turn: int) -> float:
     return (at[-1] - at[step.batch - 1]) / step.tokens
 
 
+def standing(slot: str, device: str) -> str:
+    """What a slot has that is not in question."""
+    return AROUND[device].get(slot, kind_named(slot).default)
+
+
 def modules(slot: str, step: Step, device: str) -> list[str]:
     """The modules of a slot whose shares are measured: the default and the one that stands there otherwise."""
-    names = dict.fromkeys((kind_named(slot).default, AROUND[device].get(slot, kind_named(slot).default)))
+    names = dict.fromkeys((kind_named(slot).default, standing(slot, device)))
     if slot == "attention" and device == "cuda" and step.phase == "decode":
         return [name for name in names if allows_graphs(name)]
     return list(names)
@@ -206,8 +211,8 @@ def engines(config: dict[str, Any], step: Step, device: Literal["cpu", "cuda"]) 
         made[slot, ""] = Engine(model, around | {slot: NOTHING[slot]()}, **options)
         for name in modules(slot, step, device):
             # A quantization that is asked for by name is another path than none at all.
-            stands = around.get(slot, kind_named(slot).default) == name and slot != "quantization"
-            made[slot, name] = whole if stands else Engine(model, around | {slot: name}, **options)
+            there = name == standing(slot, device) and slot != "quantization"
+            made[slot, name] = whole if there else Engine(model, around | {slot: name}, **options)
     return made
 
 

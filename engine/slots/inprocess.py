@@ -116,10 +116,7 @@ def judge_case(
     for number in range(calls):
         call = kind.draw(case, held, source.child("call", number))
         for way in kind.ways(call):
-            got = runner.run(way)
-            made = kind.followed(call, got)
-            plain = None if timed else kind.plain(case, held, made)
-            finding = kind.compare(case, header, got, kind.expected(case, held, made), plain)
+            finding = kind.judged(case, header, held, runner, way, timed)
             if finding is not None:
                 return finding
     return None

@@ -322,6 +322,18 @@ class SlotKind(ABC):
     def work(self, case: Case, held: HeldSet, call: Call) -> Work:
         """The floor of the call on any machine."""
 
+    def judged(
+        self, case: Case, header: Header, held: HeldSet, runner: Runner, call: Call, timed: bool = False
+    ) -> Finding | None:
+        """Makes a call and compares what came with the definition. Raises what the runner raises.
+
+        `timed` compares as timed calls are compared, without the plain path.
+        """
+        got = runner.run(call)
+        call = self.followed(call, got)
+        plain = None if timed else self.plain(case, held, call)
+        return self.compare(case, header, got, self.expected(case, held, call), plain)
+
     def figures(self, case: Case, held: HeldSet) -> dict[str, float]:
         """Figures for display that follow from what was prepared (bits per weight), by name with unit."""
         return {}

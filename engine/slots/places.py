@@ -23,8 +23,10 @@ def both_ways(call: Call) -> list[Call]:
     return [call, replace(call, params=call.params | {APART: True})]
 
 
-def without_place(finding: Finding) -> Finding:
-    """What was found of a call in which nothing was offered."""
+def told_of(call: Call, finding: Finding) -> Finding:
+    """What was found of a call, which says so where nothing was offered in it."""
+    if not call.params.get(APART):
+        return finding
     return replace(finding, sentence=f"Called without `out`, as the engine calls it: {finding.sentence}")
 
 
@@ -51,18 +53,25 @@ def put(what: str, value: Tensor, place: Tensor, earlier: list[Earlier] | None =
         raise SlotError(f"{what} has shape {list(value.shape)}; expected {list(place.shape)}.")
     if value.dtype != place.dtype:
         raise SlotError(f"{what} has dtype {value.dtype}; expected {place.dtype}.")
-    begin, end = extent(value)
     if earlier is not None:
+        begin, end = extent(value)
         if any(begin < other_end and other_begin < end for other_begin, other_end, _ in earlier):
             raise SlotError(f"{what} lies where an earlier result does, which must outlive later calls.")
         earlier.append((begin, end, value))
+    if value is not place:
+        settle(value, place)
+    return place
+
+
+def settle(value: Tensor, place: Tensor) -> None:
+    """Copies `value` to its place, unless it lies there as it should."""
+    begin, end = extent(value)
     begin_of_place, end_of_place = extent(place)
     if begin >= end_of_place or begin_of_place >= end:
         place.copy_(value)
     elif begin != begin_of_place or steps(value) != steps(place):
         # Parts of it lie there, in another order or elsewhere.
         place.copy_(value.clone())
-    return place
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:

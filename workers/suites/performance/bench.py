@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.slots.kind import Call, CallFailed, Case, Finding, HeldSet, SlotKind
-from engine.slots.places import without_place
+from engine.slots.places import told_of
 from engine.slots.source import Source
 from workers.judge import accelerator
 from workers.judge.ballast import Ballast, Room
@@ -199,18 +199,20 @@ class Course:
         """One call of each case in every way, of which one is timed: a module may know the one in which the engine calls it."""
         for name, case in self.cases.items():
             held = self.held["head"][name]
-            count = len(self.kind.ways(self._draw(name, held, "ways", 0)))
-            # Each with inputs of its own: what was given before is of no use.
-            for number in range(count if count > 1 else 0):
-                way = self.kind.ways(replace(self._draw(name, held, "ways", number), recorded=False))[number]
-                client = host.client()
-                client.hold(held)
-                outputs = client.run(way)
-                made = self.kind.followed(way, outputs)
-                finding = self.kind.compare(case, self.header, outputs, self.kind.expected(case, held, made), None)
+            call = self._draw(name, held, "ways", 0)
+            count = len(self.kind.ways(call))
+            if count == 1:
+                continue
+            host.hold(held)
+            for number in range(count):
+                if number:
+                    # Each has inputs of its own: what was given before is of no use.
+                    call = self._draw(name, held, "ways", number)
+                way = self.kind.ways(replace(call, recorded=False))[number]
+                finding = self.kind.judged(case, self.header, held, host, way, timed=True)
                 if finding is not None:
                     recipe = recipe_of(case, "performance", name, "ways", number)
-                    raise Wrong(without_place(finding) if number else finding, name, recipe=recipe)
+                    raise Wrong(told_of(way, finding), name, recipe=recipe)
 
     @property
     def _settles(self) -> bool:

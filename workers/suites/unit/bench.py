@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.slots.kind import Call, CallFailed, Case, HeldSet, Property
-from engine.slots.places import without_place
+from engine.slots.places import told_of
 from workers.judge.trial import SteadyHost, Trial, Wrong, prepared, recipe_of
 
 
@@ -54,13 +54,9 @@ class UnitBench:
             self._check_call(published.name, case, held, self.kind.ways(other)[number], "call", number)
 
     def _check_call(self, published: str, case: Case, held: HeldSet, call: Call, *labels: str | int) -> None:
-        got = self.host.run(call)
-        expected = self.kind.expected(case, held, call)
-        plain = self.kind.plain(case, held, call)
-        finding = self.kind.compare(case, self.header, got, expected, plain)
+        finding = self.kind.judged(case, self.header, held, self.host, call)
         if finding is not None:
-            told = without_place(finding) if len(labels) > 1 else finding
-            raise Wrong(told, published, recipe=recipe_of(case, "unit", case.name, *labels))
+            raise Wrong(told_of(call, finding), published, recipe=recipe_of(case, "unit", case.name, *labels))
 
     def check_property(self, prop: Property) -> None:
         """One property. Raises Wrong, CallFailed."""
